@@ -1,0 +1,187 @@
+"""Caser: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding
+(Tang and Wang, WSDM 2018), with the parameter names of the authors' code.
+
+Letters, here and everywhere: B batch, L window, T targets, d dimension, N items scored,
+K length of the teacher's list, S dynamic samples.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import UserError, load_tensors
+
+ACTIVATIONS = {
+    "iden": nn.Identity,
+    "relu": nn.ReLU,
+    "prelu": nn.PReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigm": nn.Sigmoid,
+}
+BANDED_L = 16  # up to this L the horizontal filters run as one matrix product
+
+
+class Caser(nn.Module):
+    """Embeds the last L items, convolves them, and scores items against the result and the user.
+
+    Parameters
+    ----------
+    num_users, num_items: sizes of the tables; num_items counts the padding id 0, which is an
+        ordinary trainable row here as in the authors' code.
+    L: window. d: dimension. nv, nh: vertical filters, and horizontal ones per height (0 leaves
+        a branch out, not both). drop: dropout before fc1. ac_conv, ac_fc: see ACTIVATIONS.
+
+    A network that the training loop can use has ``represent``, ``score``, ``score_all`` and
+    ``architecture`` as they are here.
+    """
+
+    def __init__(
+        self, num_users, num_items, L=5, d=100, nv=2, nh=16, drop=0.5, ac_conv="iden", ac_fc="sigm"
+    ):
+        super().__init__()
+        self.architecture = {
+            "L": L, "d": d, "nv": nv, "nh": nh, "drop": drop, "ac_conv": ac_conv, "ac_fc": ac_fc
+        }  # fmt: skip
+        self.user_embeddings = nn.Embedding(num_users, d)
+        self.item_embeddings = nn.Embedding(num_items, d)
+        if nv:
+            self.conv_v = nn.Conv2d(1, nv, (L, 1))
+        if nh:
+            self.conv_h = nn.ModuleList(nn.Conv2d(1, nh, (h, d)) for h in range(1, L + 1))
+        self.fc1 = nn.Linear(nv * d + nh * L, d)
+        self.W2 = nn.Embedding(num_items, 2 * d)
+        self.b2 = nn.Embedding(num_items, 1)
+        self.ac_conv = ACTIVATIONS[ac_conv]()
+        self.ac_fc = ACTIVATIONS[ac_fc]()
+        for table in (self.user_embeddings, self.item_embeddings, self.W2):
+            nn.init.normal_(table.weight, std=1 / table.embedding_dim)
+        nn.init.zeros_(self.b2.weight)
+
+    @staticmethod
+    def architecture_of(state_dict):
+        """What the shapes of a bare state dict tell of the architecture: L, d, nv, nh."""
+        d = state_dict["user_embeddings.weight"].shape[1]
+        heights = [name for name in state_dict if name.startswith("conv_h.") and "bias" in name]
+        nv = nh = 0
+        if "conv_v.weight" in state_dict:
+            nv, _, L, _ = state_dict["conv_v.weight"].shape
+        if heights:
+            L, nh = len(heights), state_dict[heights[0]].shape[0]
+        return {"L": L, "d": d, "nv": nv, "nh": nh}
+
+    def forward(self, sequences, users, items):
+        """Score some items: sequences (B, L), users (B,) or (B, 1), items (B, N), all int64.
+
+        Returns (B, N) float32.
+        """
+        return self.score(self.represent(sequences, users), items)
+
+    def represent(self, sequences, users):
+        """What an item's row of W2 is multiplied with: (B, 2d), [z, user embedding]."""
+        E = self.item_embeddings(sequences)  # (B, L, d)
+        branches = []
+        if self.architecture["nv"]:
+            branches.append(self._vertical(E))  # (B, nv * d)
+        if self.architecture["nh"]:
+            branches.append(self._horizontal(E))  # (B, L * nh)
+        features = dropout(torch.cat(branches, 1), self.architecture["drop"], self.training)
+        z = self.ac_fc(self.fc1(features))  # (B, d)
+        return torch.cat([z, self.user_embeddings(users.flatten())], 1)  # (B, 2d)
+
+    def score(self, x, items):
+        """Scores (B, N) of items (B, N) for representations x (B, 2d).
+
+        A multiply and a sum, the same for every column, so that an item's score does not depend
+        on where in ``items`` it stands.
+        """
+        return (self.W2(items) * x[:, None, :]).sum(2) + self.b2(items).squeeze(2)
+
+    def score_all(self, sequences, users):
+        """Scores (B, num_items) of all ids, padding too, in one matrix product."""
+        x = self.represent(sequences, users)
+        return torch.addmm(self.b2.weight.T, x, self.W2.weight.T)
+
+    def _vertical(self, E):
+        """nv filters (L, 1): weighted sums of the window's items, without activation."""
+        weight = self.conv_v.weight.flatten(1)  # (nv, L)
+        mixed = torch.matmul(weight, E)  # (B, nv, d)
+        return (mixed + self.conv_v.bias[:, None]).flatten(1)
+
+    def _horizontal(self, E):
+        """nh filters (h, d) for every height h = 1..L, activation, and max over time."""
+        B, L, d = E.shape
+        bias = torch.cat([conv.bias.expand(L - h, -1) for h, conv in enumerate(self.conv_h)])
+        places = [L - h for h in range(L)]  # where a filter of height h + 1 fits
+        if L > BANDED_L:  # the band's zeros would outgrow what one product saves
+            rows = [F.conv2d(E[:, None], conv.weight).squeeze(3).mT for conv in self.conv_h]
+            response = torch.cat(rows, 1) + bias  # (B, sum of places, nh)
+        else:
+            flat = torch.matmul(E.flatten(1), self._banded_weight(L, d).T)
+            response = flat.view(B, len(bias), -1) + bias
+        response = self.ac_conv(response)
+        return torch.cat([part.amax(1) for part in response.split(places, 1)], 1)
+
+    def _banded_weight(self, L, d):
+        """Every horizontal filter at every place where it fits, as rows over the flat window.
+
+        Returns (sum of places * nh, L * d); zeros where a filter does not reach.
+        """
+        rows = [
+            F.pad(conv.weight.squeeze(1), (0, 0, top, L - 1 - h - top))  # (nh, L, d)
+            for h, conv in enumerate(self.conv_h)
+            for top in range(L - h)
+        ]
+        return torch.cat(rows).flatten(1)
+
+
+def dropout(x, p, training):
+    """Inverted dropout, its bits cut from 64-bit integers: faster than a Bernoulli draw.
+
+    p is rounded to a multiple of 2^-16.
+    """
+    if not training or p == 0:
+        return x
+    integers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    integers.random_(-(1 << 63), None)
+    bits = integers.view(torch.int16)[: x.numel()].view(x.shape)
+    dropped = round(p * (1 << 16))
+    keep = bits >= dropped - (1 << 15)
+    return x * keep * (1 / (1 - dropped / (1 << 16)))
+
+
+def read_checkpoint(path):
+    """A checkpoint of ours or of the authors' as a dict, its ``path`` and ``architecture`` added.
+
+    Raises UserError where the file is no such thing. An authors' checkpoint has no ``script``.
+    """
+    checkpoint = load_tensors(path)
+    try:
+        weights = checkpoint["state_dict"]
+        if not all(value.is_contiguous() and value.isfinite().all() for value in weights.values()):
+            raise ValueError("its weights are damaged")
+        num_users, num_items = (len(weights[f"{t}_embeddings.weight"]) for t in ("user", "item"))
+        shapes = Caser.architecture_of(weights)
+        known = {"path": str(path), "num_users": num_users, "num_items": num_items}
+        checkpoint["epoch_num"] = int(checkpoint["epoch_num"])
+        return {"architecture": shapes} | checkpoint | known
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        UnboundLocalError,
+    ) as error:
+        raise UserError(
+            f"{path}: not a checkpoint of this project or of the authors' ({error})"
+        ) from None
+
+
+def load_weights(net, checkpoint):
+    """Put the checkpoint's weights into ``net``; UserError where they do not fit."""
+    try:
+        net.load_state_dict(checkpoint["state_dict"], strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint['path']}: its weights do not fit: {reason}") from None

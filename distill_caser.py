@@ -1,0 +1,344 @@
+"""Distil a small Caser recommender from a large one through its top-K lists.
+
+python distill_caser.py --dataset ml-100k --d 20 --n_iter 60
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from caser import read_checkpoint
+from interactions import PADDING
+from losses import (
+    distillation_loss,
+    estimated_rank,
+    normalized,
+    position_importance_weight,
+    ranking_discrepancy_weight,
+)
+from train_caser import (
+    Recommender,
+    evaluate_checkpoint,
+    get_args_parser,
+    load_data,
+    network_factory,
+    nothing_to_do,
+    numeric_flag,
+    read_command,
+    run,
+    training_options,
+)
+from utils import UserError, atomic_write, fingerprint, require_writable, run_command
+
+BLOCK = 1 << 24  # scores held at a time
+
+
+class DistilledRecommender(Recommender):
+    """A Recommender that also learns from a teacher's list of K items per training instance.
+
+    Parameters
+    ----------
+    network, options: as for Recommender.
+    teacher_topk: (instances, K) integer array, row i for window i of ``train.sequences``, the
+        teacher's best item first. A 0 is padding and weighs nothing.
+    teach_alpha: factor of the distillation loss beside the ranking loss, a / (1 - a) for the
+        paper's balance a.
+    lamda: of the position importance (Eq. 8). mu: of the ranking discrepancy (Eq. 9).
+    num_dynamic_samples: items S that estimate a rank.
+    dynamic_start_epoch: the last epoch without the discrepancy.
+    weights: "hybrid", "position", "discrepancy" or "uniform", the columns of the paper's Table 4.
+    hybrid_weight: "product", as in the authors' code, or "normalized", as in the paper.
+    """
+
+    script = "distill_caser.py"
+    tells_regular_loss = True
+
+    def __init__(
+        self,
+        network,
+        teacher_topk,
+        teach_alpha=1.0,
+        lamda=1.0,
+        mu=0.1,
+        num_dynamic_samples=100,
+        dynamic_start_epoch=10,
+        weights="hybrid",
+        hybrid_weight="product",
+        made_from=None,
+        **options,
+    ):
+        super().__init__(network, **options)
+        self.teacher_topk = teacher_topk
+        self.teach_alpha = teach_alpha
+        self.lamda = lamda
+        self.mu = mu
+        self.num_dynamic_samples = num_dynamic_samples
+        self.dynamic_start_epoch = dynamic_start_epoch
+        self.weights = weights
+        self.hybrid_weight = hybrid_weight
+        self.made_from = made_from or {}
+
+    def prepare(self, train):
+        super().prepare(train)
+        K = self.teacher_topk.shape[1]
+        self.lists = torch.from_numpy(self.teacher_topk).to(self.device)
+        self.has_padding = bool((self.lists == PADDING).any())
+        by_position = self.weights in {"hybrid", "position"}
+        weight = position_importance_weight(K, self.lamda) if by_position else torch.ones(K) / K
+        self.static_weight = weight.to(self.device)
+
+    def more_items(self, rows):
+        return self.lists[rows].long()
+
+    def more_loss(self, rows, users, x, items, scores):
+        weight = self._weight(rows, users, x.detach(), items, scores.detach())
+        return self.teach_alpha * distillation_loss(scores, weight)
+
+    @torch.no_grad()
+    def _weight(self, rows, users, x, items, scores):
+        """w_r for the teacher's ``items`` (B, K) with the student's ``scores`` (B, K)."""
+        weight = self.static_weight.expand_as(scores)
+        if self.has_padding:
+            weight = weight * (items != PADDING)
+        epoch = self.epoch_num + 1
+        if self.weights in {"position", "uniform"} or epoch <= self.dynamic_start_epoch:
+            return weight
+        samples = self.draw_dynamic_samples(rows, users)
+        same = samples[:, None, :] == items[:, :, None]  # (B, K, S)
+        rank = estimated_rank(scores, self.net.score(x, samples), self.sampler.num_items, same)
+        weight = weight * ranking_discrepancy_weight(rank, self.mu)
+        if self.weights == "hybrid" and self.hybrid_weight == "normalized":
+            weight = normalized(weight)
+        return weight
+
+    def draw_dynamic_samples(self, rows, users):
+        """(B, S) int64, items that ``users`` (B,) do not have in train."""
+        return self.sampler.draw(users, self.num_dynamic_samples)
+
+    def state(self):
+        return super().state() | {"made_from": self.made_from}
+
+    def restore(self, checkpoint):
+        super().restore(checkpoint)
+        _require_same(checkpoint["path"], checkpoint.get("made_from", {}), self.made_from)
+
+
+# -------------------------------------------------------------------- the teacher's lists
+
+
+@torch.inference_mode()
+def teacher_lists(net, train, K, exclude="target"):
+    """The teacher's K best items for every window of ``train.sequences``.
+
+    exclude: "target", the window's own targets are left out, or "observed", all of the user's
+    train items. Padding always is. Returns (n, K) int32, best first.
+    """
+    net.eval()
+    device = next(net.parameters()).device
+    windows, observed = train.sequences, train.tocsr()
+    lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
+    size = max(1, BLOCK // train.num_items)
+    for first in range(0, len(lists), size):
+        block = slice(first, first + size)
+        users = windows.user_ids[block]
+        scores = net.score_all(
+            torch.from_numpy(windows.sequences[block]).to(device),
+            torch.from_numpy(users).to(device),
+        )
+        scores[:, PADDING] = -torch.inf
+        if exclude == "observed":
+            out = observed[users]
+            row = np.repeat(np.arange(len(users)), np.diff(out.indptr))
+            scores[row, out.indices] = -torch.inf
+        else:
+            scores.scatter_(1, torch.from_numpy(windows.targets[block]).to(device), -torch.inf)
+        best = scores.topk(K, dim=1)
+        lists[block] = best.indices.cpu().numpy()
+    return lists
+
+
+def check_K(K, train, exclude):
+    """UserError where some list could not be filled with K items."""
+    T = train.sequences.targets.shape[1]
+    out = int(np.diff(train.tocsr().indptr).max()) if exclude == "observed" else T
+    most = train.num_items - 1 - out
+    if K > most:
+        what = "the longest history" if exclude == "observed" else "T"
+        raise UserError(f"--K {K}: must be in [1, {most}], the number of items less {what}")
+
+
+def load_or_build_lists(path, named, made_from, shape, num_items, build):
+    """The cached lists at ``path``, or those that ``build()`` gives, written there.
+
+    named: whether the person named the path. A file there is then refused unless it was made
+    from the same things, and never overwritten; the authors' bare .npy is accepted. At the
+    default path a stale one is rebuilt. Returns (lists, made_from).
+    """
+    if path.exists():
+        try:
+            return _read_cache(path, made_from, shape, num_items, bare_allowed=named)
+        except UserError as error:
+            if named:
+                raise
+            print(f"{error}; rebuilding it", flush=True)
+    description = path.with_suffix(".json")
+    require_writable(path)
+    require_writable(description)
+    lists = build()
+    with atomic_write(path) as file:
+        np.save(file, lists)
+    with atomic_write(description, "w") as file:
+        json.dump(made_from | {"content": fingerprint(lists)}, file, indent=1)
+    print(f"saved the teacher's top-{shape[1]} lists in {path}", flush=True)
+    return lists, made_from
+
+
+def _read_cache(path, made_from, shape, num_items, bare_allowed):
+    try:
+        # Copy-on-write: pages are read when they are used, and torch takes no read-only array.
+        lists = np.load(path, mmap_mode="c", allow_pickle=False)
+        if not isinstance(lists, np.ndarray) or lists.dtype.kind not in "iu":
+            raise ValueError("no array of integers")
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise UserError(f"{path}: not a top-K cache, or a damaged one ({error})") from None
+    if lists.shape != shape:
+        raise UserError(f"{path}: its shape is {lists.shape}, this data and K need {shape}")
+    if lists.size and not (0 <= lists.min() and lists.max() < num_items):
+        raise UserError(f"{path}: holds items outside 0..{num_items - 1}; made from other data")
+    description = path.with_suffix(".json")
+    if not description.exists() and bare_allowed:
+        padded = int((lists == PADDING).any(1).sum())
+        print(
+            f"note: {path}: nothing tells what it was made from; only its shape and item range were"
+            f" checked. {padded} of its lists hold padding, which gets weight 0"
+        )
+        return lists.astype(np.int32), {"content": fingerprint(lists)}
+    try:
+        theirs = json.loads(description.read_text("utf-8"))
+        content = theirs.pop("content")
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise UserError(f"{path}: no valid {description.name} beside it tells its origin") from None
+    _require_same(path, theirs, made_from)
+    if content != fingerprint(lists):
+        raise UserError(f"{path}: not the lists that {description.name} describes")
+    return lists, made_from
+
+
+def _require_same(path, theirs, ours):
+    """UserError naming what ``path`` was made from and this run has otherwise."""
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            raise UserError(f"{path}: made with {key} {theirs.get(key)}, this run has {value}")
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def get_distill_args_parser():
+    parser = get_args_parser(__doc__, d=50)
+    group = parser.add_argument_group("distillation")
+    flag = partial(numeric_flag, group)
+    group.add_argument(
+        "--teacher_model_path",
+        metavar="FILE",
+        help="the teacher's checkpoint (default: <output_dir>/<dataset>-caser-dim=<teacher_model_dim>.pth.tar)",
+    )
+    flag("--teacher_model_dim", 100, int, "[1, 100000]", "d of the teacher, for the default path")
+    group.add_argument(
+        "--teacher_topk_path",
+        metavar="FILE",
+        help="cache of the teacher's lists (default: <output_dir>/<dataset>-teacher-dim=<d>-top=<K>.npy)",
+    )
+    group.add_argument(
+        "--teacher_exclude",
+        default="target",
+        choices=["target", "observed"],
+        help="what the teacher's list leaves out: the target (the code) or all the user's train items (the paper)",
+    )
+    flag("--K", 10, int, "[1, inf)", "K: length of the teacher's list")
+    flag("--teach_alpha", 1.0, float, "[0, inf)", "a / (1 - a): factor of the distillation loss")
+    flag("--lamda", 1.0, float, "(0, inf)", "lambda of Eq. 8, position importance")
+    flag("--mu", 0.1, float, "(0, inf)", "mu of Eq. 9, ranking discrepancy")
+    flag("--dynamic_samples", 100, int, "[1, inf)", "epsilon: items that estimate a rank",
+         "--num_dynamic_samples")  # fmt: skip
+    flag("--dynamic_start_epoch", 10, int, "[0, inf)", "the last epoch without ranking discrepancy")
+    group.add_argument(
+        "--weights",
+        default="hybrid",
+        choices=["hybrid", "position", "discrepancy", "uniform"],
+        help="w of the distillation loss, as in Table 4",
+    )
+    group.add_argument(
+        "--hybrid_weight",
+        default="product",
+        choices=["product", "normalized"],
+        help="w^a w^b as it is (the code) or divided by its sum (the paper)",
+    )
+    return parser
+
+
+def main(argv=None):
+    parser = get_distill_args_parser()
+    args, checkpoint = read_command(parser, DistilledRecommender.script, argv)
+    if nothing_to_do(args, checkpoint):
+        return 0
+    data = load_data(args)
+    if args.evaluate:
+        evaluate_checkpoint(args, data, checkpoint)
+        return 0
+    check_K(args.K, data.train, args.teacher_exclude)
+    lists, made_from = lists_for(args, data)
+    model = DistilledRecommender(
+        network_factory(args),
+        lists,
+        args.teach_alpha,
+        args.lamda,
+        args.mu,
+        args.dynamic_samples,
+        args.dynamic_start_epoch,
+        args.weights,
+        args.hybrid_weight,
+        made_from,
+        **training_options(args),
+    )
+    return run(model, args, data, checkpoint, suffix="-rd")
+
+
+def lists_for(args, data):
+    """Load the teacher, print its metrics, and load or build its lists: (lists, made_from)."""
+    default = f"{data.name}-caser-dim={args.teacher_model_dim}.pth.tar"
+    path = args.teacher_model_path or str(Path(args.output_dir, default))
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path}: no such teacher; train it with train_caser.py, or name one with"
+            " --teacher_model_path"
+        )
+    teacher = read_checkpoint(path)
+    d, L = (teacher["architecture"][name] for name in ("d", "L"))
+    if L != args.L:
+        raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
+    net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
+    made_from = {
+        "teacher": fingerprint(*(value.numpy() for value in teacher["state_dict"].values())),
+        "data": data.train.fingerprint(),
+        "L": args.L,
+        "T": args.T,
+        "K": args.K,
+        "exclude": args.teacher_exclude,
+    }
+    default = f"{data.name}-teacher-dim={d}-top={args.K}.npy"
+    return load_or_build_lists(
+        Path(args.teacher_topk_path or Path(args.output_dir, default)),
+        args.teacher_topk_path is not None,
+        made_from,
+        (len(data.train.sequences.user_ids), args.K),
+        data.train.num_items,
+        partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

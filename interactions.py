@@ -1,0 +1,394 @@
+"""Who did what, in order: reading a data set, its windows, and drawing unobserved items.
+
+The vocabulary is Spotlight's (Interactions, to_sequence, SequenceInteractions). Users are
+numbered from 0 and items from 1, by first appearance in the training file; item 0 is padding.
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from utils import UserError, fingerprint
+
+PADDING = 0
+ROWS_AT_ONCE = 1 << 9  # lines split at a time: too few to wake the garbage collector
+
+
+@dataclass
+class SequenceInteractions:
+    """Windows of L items, and the T items that follow each.
+
+    user_ids: (n,) int64. sequences: (n, L) int64, left-padded with 0. targets: (n, T) int64,
+    or None for the windows that a test starts from.
+    """
+
+    user_ids: np.ndarray
+    sequences: np.ndarray
+    targets: np.ndarray | None = None
+
+
+class Interactions:
+    """The rows of a file ``user item [rating [time]]``, in its order; ratings are not used.
+
+    Parameters
+    ----------
+    file_path: path of a UTF-8 text file, 2 to 4 columns separated by white space.
+    user_map, item_map: maps of a training file, for the test file that belongs to it. Rows of
+        users outside ``user_map`` are dropped; items outside ``item_map`` get numbers from
+        ``num_items`` on, which no model can score, so that they still count as targets.
+
+    Attributes
+    ----------
+    user_ids, item_ids: (n,) int64, a row each.
+    user_map, item_map: dict of original id (str) to number.
+    num_users, num_items: int; num_items counts the padding id.
+    unknown_users, unknown_items: lists of original ids outside the given maps.
+    num_unknown_user_rows: int, the rows that were dropped.
+    notes: list of str, what a reader of results should know of the file.
+    sequences, test_sequences: SequenceInteractions, set by ``to_sequence``.
+
+    Raises UserError, naming file and line, where the file can't be read as such.
+
+    Example
+    -------
+    >>> train = Interactions("datasets/ml-100k/test/train.txt")       # doctest: +SKIP
+    >>> train.to_sequence(sequence_length=5, target_length=1)         # doctest: +SKIP
+    >>> train.sequences.sequences.shape, train.sequences.targets.shape  # doctest: +SKIP
+    """
+
+    def __init__(self, file_path, user_map=None, item_map=None):
+        self.path = file_path
+        self.notes = []
+        users = defaultdict(count(len(user_map or ())).__next__, _encoded(user_map or {}))
+        items = defaultdict(count(len(item_map or ()) + 1).__next__, _encoded(item_map or {}))
+        columns = [
+            (
+                np.fromiter(map(users.__getitem__, user_column), np.int64, len(user_column)),
+                np.fromiter(map(items.__getitem__, item_column), np.int64, len(item_column)),
+            )
+            for user_column, item_column in self._read_columns()
+        ]
+        if not columns:
+            raise UserError(f"{file_path}: no rows in it; expected lines `user item rating`")
+        self.user_ids, self.item_ids = (np.concatenate(parts) for parts in zip(*columns))
+
+        self.user_map = _decoded(users) if user_map is None else user_map
+        self.item_map = _decoded(items) if item_map is None else item_map
+        self.num_users = len(self.user_map)
+        self.num_items = len(self.item_map) + 1
+        known = self.user_ids < self.num_users
+        self.num_unknown_user_rows = int((~known).sum())
+        self.user_ids, self.item_ids = self.user_ids[known], self.item_ids[known]
+        self.unknown_users = list(_decoded(users))[self.num_users :]
+        self.unknown_items = list(_decoded(items))[self.num_items - 1 :]
+        self.sequences = self.test_sequences = None
+
+    def __len__(self):
+        return len(self.user_ids)
+
+    def _read_columns(self):
+        """Yield (users, items), lists of bytes, for a bounded number of rows at a time."""
+        try:
+            with open(self.path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}") from None
+        data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise UserError(f"{self.path}, line {line}: not UTF-8; save it as UTF-8") from None
+        if b"\0" in data:
+            line = data.count(b"\n", 0, data.index(b"\0")) + 1
+            raise UserError(f"{self.path}, line {line}: a NUL byte, so this is no UTF-8 text")
+        spaced = b"\t" in data and b" " in data and SPACE_INSIDE_TABS.search(data)
+        if spaced:
+            line = data.count(b"\n", 0, spaced.start()) + 1
+            raise UserError(
+                f"{self.path}, line {line}: {_quoted(spaced[0])} has a space between tabs; ids hold"
+                " no white space, and one kind of separator divides the columns"
+            )
+        lines = data.splitlines()
+        first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+        if first < len(lines):
+            first += self._is_header(lines, first)
+        width = None
+        for start in range(first, len(lines), ROWS_AT_ONCE):
+            chunk = lines[start : start + ROWS_AT_ONCE]
+            rows = [fields for fields in map(bytes.split, chunk) if fields]
+            if not rows:
+                continue
+            width = width or len(rows[0])
+            regular = 2 <= width <= 4 and set(map(len, rows)) == {width}
+            if regular and width > 2:
+                regular = all(map(_is_number, {fields[2] for fields in rows}))
+            if not regular:
+                raise self._first_fault(chunk, start, width)
+            yield [fields[0] for fields in rows], [fields[1] for fields in rows]
+
+    def _first_fault(self, chunk, start, width):
+        """The UserError of the first line in ``chunk`` that is not like the file's first one."""
+        for number, line in enumerate(chunk, start + 1):
+            fields = line.split()
+            where = f"{self.path}, line {number}: {_quoted(line)}"
+            if fields and not 2 <= len(fields) <= 4:
+                return UserError(
+                    f"{where} has {len(fields)} field(s); expected `user item [rating [time]]`,"
+                    " separated by spaces or tabs"
+                )
+            if fields and len(fields) != width:
+                return UserError(f"{where} has {len(fields)} fields, the lines above {width}")
+            if len(fields) > 2 and not _is_number(fields[2]):
+                return UserError(f"{where}: the rating {_quoted(fields[2])} is not a number")
+        raise AssertionError("a chunk that failed has a line that fails")
+
+    def _is_header(self, lines, first):
+        """Whether line ``first`` names the columns; UserError where it can't be data either."""
+        line, fields = lines[first], lines[first].split()
+        where = f"{self.path}, line {first + 1}: {_quoted(line)}"
+        if any(fields[0].endswith(mark) or all(mark in field for field in fields[:2])
+               for mark in (b",", b";", b"|", b"::")):  # fmt: skip
+            raise UserError(
+                f"{where} looks like a csv file; separate the columns by spaces or tabs"
+            )
+        if len(fields) < 2:
+            return False
+        names = [_plain_word(field) for field in fields[:2]]
+        if USER_NAME.fullmatch(names[0]) and ITEM_NAME.fullmatch(names[1]):
+            self.notes.append(f"{where} is a header and was skipped")
+            return True
+        rest = [row for row in map(bytes.split, lines[first + 1 : first + 1000]) if len(row) > 1]
+        numbered = rest and all(user.isdigit() and item.isdigit() for user, item, *_ in rest)
+        worded = not any(byte in b"0123456789" for byte in fields[0] + fields[1])
+        if (worded and numbered) or (len(fields) > 2 and not _is_number(fields[2]) and rest):
+            raise UserError(f"{where} looks like a header; delete that line")
+        return False
+
+    def tocsr(self):
+        """The unique (user, item) pairs as a scipy CSR matrix with sorted indices."""
+        width = self.num_items + len(self.unknown_items)
+        ones = np.ones(len(self), dtype=bool)
+        pairs = sp.csr_matrix((ones, (self.user_ids, self.item_ids)), (self.num_users, width))
+        pairs.sum_duplicates()
+        return pairs
+
+    def fingerprint(self):
+        """A hash of the rows, in the order of their users, with the original ids."""
+        order = np.argsort(self.user_ids, kind="stable")
+        maps = "\n".join((*self.user_map, "", *self.item_map)).encode()
+        rows = self.user_ids[order], self.item_ids[order]
+        return fingerprint(*rows, np.frombuffer(maps, dtype=np.uint8))
+
+    def to_sequence(self, sequence_length=5, target_length=1):
+        """Cut every user's row of items into windows, in the order of the authors' code.
+
+        Sets ``sequences``: every run of L + T consecutive items of a user, newest first, users
+        in order. A user with T < n < L + T rows has one window, left-padded with 0; one with
+        n <= T rows has none. Sets ``test_sequences``: every user's last L items, (num_users, L).
+        """
+        L, T = sequence_length, target_length
+        items = self.item_ids[np.argsort(self.user_ids, kind="stable")]
+        lengths = np.bincount(self.user_ids, minlength=self.num_users)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+
+        def rows_before(users, stops, width):  # (n, width): the items up to each stop, padded
+            positions = stops[:, None] + np.arange(-width, 0)
+            inside = positions >= starts[users, None]
+            return np.where(inside, items[np.where(inside, positions, 0)], PADDING)
+
+        windows = np.where(lengths > T, np.maximum(lengths - (L + T) + 1, 1), 0)
+        users = np.repeat(np.arange(self.num_users), windows)
+        age = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
+        rows = rows_before(users, ends[users] - age, L + T)
+        self.sequences = SequenceInteractions(users, rows[:, :L], rows[:, L:])
+        everyone = np.arange(self.num_users)
+        self.test_sequences = SequenceInteractions(everyone, rows_before(everyone, ends, L))
+
+
+SPACE_INSIDE_TABS = re.compile(rb"(?m)^(?=[^\r\n]*\S[ ]*\t)[^\r\n]*[^\s][ ]+[^\s][^\r\n]*")
+USER_NAME = re.compile("(user|u|customer|member|reviewer|visitor|session|person|author)s?"
+                       "(id|name|no|nr|num|number|index|idx|key|code)?")  # fmt: skip
+ITEM_NAME = re.compile("(item|i|movie|film|product|song|track|artist|book|business|location|loc"
+                       "|venue|poi|place|article|video|game|asin|anime|ad|s|parent)s?"
+                       "(id|name|no|nr|num|number|index|idx|key|code|asin)?")  # fmt: skip
+
+
+def _plain_word(field):
+    """A column name without its type, case and punctuation: b"user_id:token" -> "userid"."""
+    return re.sub("[^a-z0-9]", "", field.decode().lower().split(":")[0])
+
+
+def _is_number(field):
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(line):
+    text = line.decode("utf-8", "replace")
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _encoded(ids):
+    return {name.encode(): number for name, number in ids.items()}
+
+
+def _decoded(ids):
+    return {name.decode(): number for name, number in ids.items()}
+
+
+class UnobservedItems:
+    """Draws items uniformly, with replacement, from those a user has not in train.
+
+    With a user's observed items s_0 < s_1 < ..., the number of unobserved ones below s_j is
+    s_j - 1 - j. The r-th unobserved item is therefore r + 1 + #{j: s_j - 1 - j <= r}, and that
+    count is one binary search in the rows of all users, laid end to end. Memory grows with the
+    interactions.
+
+    Attributes
+    ----------
+    counts: (num_users,) int64 tensor, the unobserved items of each user.
+    """
+
+    def __init__(self, interactions, device):
+        pairs = interactions.tocsr()
+        lengths = np.diff(pairs.indptr).astype(np.int64)
+        users = np.repeat(np.arange(interactions.num_users), lengths)
+        nth = np.arange(pairs.nnz) - np.repeat(pairs.indptr[:-1].astype(np.int64), lengths)
+        self.num_items = interactions.num_items
+        keys = users * self.num_items + (pairs.indices - 1 - nth)
+        self.keys = torch.from_numpy(keys).to(device)
+        self.starts = torch.from_numpy(pairs.indptr[:-1].astype(np.int64)).to(device)
+        self.counts = torch.from_numpy(self.num_items - 1 - lengths).to(device)
+
+    def draw(self, users, n):
+        """Return (B, n) int64 items for users (B,) int64, each of which has some unobserved.
+
+        Every item's chance is 1 / counts[user] to within 2^-39 (integers of 63 bits, modulo).
+        """
+        users = users[:, None]
+        ranks = torch.empty(len(users), n, dtype=torch.int64, device=users.device).random_()
+        ranks = ranks.remainder_(self.counts[users])
+        found = torch.searchsorted(self.keys, users * self.num_items + ranks, right=True)
+        return ranks + 1 + found - self.starts[users]
+
+
+@dataclass
+class DataSet:
+    """A training file and the file to predict, ready for use.
+
+    name: what files made from it are named after; it ends in "-validation" for that split.
+    train: Interactions after ``to_sequence``. test: Interactions with train's maps.
+    counts: dict of str to int. notes: one-line str each, what a reader of results should know.
+    """
+
+    name: str
+    train: Interactions
+    test: Interactions
+    counts: dict
+    notes: list
+
+    @classmethod
+    def load(cls, name, train_path, test_path, L, T):
+        """Read both files; UserError where nothing could be trained or evaluated."""
+        train = Interactions(train_path)
+        train.to_sequence(L, T)
+        test = Interactions(test_path, train.user_map, train.item_map)
+        return cls(name, train, test, *_describe(train, test))
+
+    @cached_property
+    def identity(self):
+        """What a checkpoint keeps of its data: plain values, ids of one kind in one string."""
+        return {
+            "name": self.name,
+            "user_ids": "\n".join(self.train.user_map),
+            "item_ids": "\n".join(self.train.item_map),
+            "fingerprint": self.train.fingerprint(),
+        }
+
+    def check(self, checkpoint, allow_other_data=False):
+        """Refuse, with a UserError, a checkpoint (``caser.read_checkpoint``) of other data.
+
+        Returns a list of notes: what could not be verified.
+        """
+        path, train = checkpoint["path"], self.train
+        sizes = checkpoint["num_users"], checkpoint["num_items"] - 1
+        if sizes != (train.num_users, train.num_items - 1):
+            raise UserError(
+                f"{path}: the checkpoint has {sizes[0]} users and {sizes[1]} items, {train.path}"
+                f" has {train.num_users} and {train.num_items - 1}; it was trained on other data"
+            )
+        theirs, ours = checkpoint.get("data"), self.identity
+        if theirs is None:
+            return [f"{path}: holds no data set; only the numbers of users and items are compared"]
+        for key, what in (
+            ("user_ids", "user ids"),
+            ("item_ids", "item ids"),
+            ("fingerprint", "rows"),
+        ):
+            if theirs.get(key) != ours[key] and not allow_other_data:
+                raise UserError(
+                    f"{path}: trained on {theirs.get('name')!r}, whose {what} are not those of"
+                    f" {train.path} (the targets of this split may be among them);"
+                    " --allow_other_data accepts it all the same"
+                )
+        return []
+
+
+def _describe(train, test):
+    """The counts and the notes of a DataSet."""
+    seen, wanted = train.tocsr(), test.tocsr()
+    seen.resize(wanted.shape)
+    owners = np.flatnonzero(np.diff(seen.indptr) == train.num_items - 1)
+    counts = {
+        "users": train.num_users,
+        "items": train.num_items - 1,
+        "train_rows": len(train),
+        "windows": int((~np.isin(train.sequences.user_ids, owners)).sum()),
+        "test_rows": len(test) + test.num_unknown_user_rows,
+        "test_users": int((np.diff(wanted.indptr) > 0).sum()),
+        "test_targets": wanted.nnz,
+        "unknown_test_users": len(test.unknown_users),
+        "unknown_test_user_rows": test.num_unknown_user_rows,
+        "unknown_test_items": len(test.unknown_items),
+        "unknown_item_targets": int((wanted.indices >= train.num_items).sum()),
+        "repeated_targets": seen.multiply(wanted).nnz,
+        "owners_of_everything": len(owners),
+    }
+    notes = train.notes + test.notes
+    if counts["unknown_test_users"]:
+        notes.append(
+            "{unknown_test_users} test user(s), e.g. {0!r}, with {unknown_test_user_rows} row(s)"
+            " are not in train: skipped".format(test.unknown_users[0], **counts)
+        )
+    if counts["unknown_item_targets"]:
+        notes.append(
+            "{unknown_item_targets} test target(s) are of {unknown_test_items} item(s), e.g."
+            " {0!r}, not in train: never hit, still counted".format(test.unknown_items[0], **counts)
+        )
+    if counts["repeated_targets"]:
+        notes.append(
+            "{repeated_targets} test target(s) are also in the user's train rows: never hit,"
+            " still counted".format(**counts)
+        )
+    if len(owners):
+        name = list(train.user_map)[owners[0]]
+        notes.append(
+            f"{len(owners)} user(s), e.g. {name!r}, have every item in train: no negatives exist,"
+            " so nothing is trained on their windows"
+        )
+    if not counts["windows"]:
+        raise UserError(f"{train.path}: no training windows; some user needs more than T rows")
+    if not counts["test_users"]:
+        raise UserError(f"{test.path}: none of its users is in {train.path}; nothing to evaluate")
+    return counts, notes

@@ -1,0 +1,262 @@
+"""What the authors' released code computed, against what this code computes.
+
+GOLDEN_DIR names another folder of the same form (see tests/golden/README.md). Files are found by
+their names' patterns, and every size and activation is read from them.
+"""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from caser import Caser, load_weights, read_checkpoint
+from distill_caser import DistilledRecommender, teacher_lists
+from evaluation import evaluate_ranking
+from interactions import Interactions
+from losses import distillation_loss, pointwise_loss
+from train_caser import Recommender
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).with_name("golden"))
+SINGLE, TRAINED = 1e-5, 1e-4
+
+
+def golden_files(pattern):
+    """The golden files of a kind, one test each; none at all is a failure, not a skip."""
+    return pytest.mark.parametrize("path", sorted(GOLDEN.glob(pattern)) or [GOLDEN / pattern], ids=lambda path: path.name)
+
+
+def load(path):
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def named(arrays, prefix):
+    """The tensors under ``prefix``, without it: a state dict."""
+    found = {
+        name.removeprefix(prefix): torch.from_numpy(value)
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+    assert found, f"no {prefix}* in the golden file"
+    return found
+
+
+def config(arrays, name="config"):
+    return json.loads(str(arrays[name]))
+
+
+def assert_close(ours, theirs, tolerance=SINGLE):
+    ours, theirs = (np.asarray(value, dtype=np.float64) for value in (ours, theirs))
+    assert ours.shape == theirs.shape
+    scale = np.abs(theirs).max()
+    assert np.abs(ours - theirs).max() <= tolerance * scale
+
+
+def make_caser(settings, weights):
+    names = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
+    settings = {name: value for name, value in settings.items() if name in names}
+    sizes = (len(weights[f"{kind}_embeddings.weight"]) for kind in ("user", "item"))
+    net = Caser(*sizes, **settings)
+    net.load_state_dict(weights, strict=True)
+    return net
+
+
+def training_data(L, T):
+    train = Interactions(GOLDEN / "train.txt")
+    train.to_sequence(L, T)
+    return train
+
+
+# -------------------------------------------------------------------------- single passes
+
+
+@golden_files("caser_*.npz")
+def test_scores_loss_and_gradients(path):
+    arrays = load(path)
+    net = make_caser(config(arrays), named(arrays, "param.")).eval()
+    sequences, users, items = (torch.from_numpy(arrays[n]) for n in ("sequences", "users", "items"))
+    scores = net(sequences, users, items)
+    assert_close(scores.detach(), arrays["scores"])
+    assert_close(net.score_all(sequences, users).detach(), arrays["all_scores"])
+    loss = pointwise_loss(scores[:, :3], scores[:, 3:])
+    assert_close(loss.item(), arrays["loss"])
+    loss.backward()
+    gradients = named(arrays, "grad.")
+    assert gradients.keys() == dict(net.named_parameters()).keys()
+    for name, parameter in net.named_parameters():
+        assert_close(parameter.grad, gradients[name])
+
+
+@golden_files("losses.npz")
+def test_losses(path):
+    arrays = load(path)
+    positive, negative, candidate, weight = (
+        torch.from_numpy(arrays[name]) for name in ("positive", "negative", "candidate", "weight")
+    )
+    assert_close(pointwise_loss(positive, negative), arrays["loss"])
+    alphas = [name.removeprefix("weighted_loss_alpha") for name in arrays if "weighted" in name]
+    assert alphas
+    for alpha in alphas:
+        regular = pointwise_loss(positive, negative)
+        total = regular + float(alpha) * distillation_loss(candidate, weight)
+        assert_close(total, arrays[f"weighted_loss_alpha{alpha}"])
+        assert_close(regular, arrays[f"regular_loss_alpha{alpha}"])
+
+
+@golden_files("sequences_*.npz")
+def test_windows(path):
+    arrays = load(path)
+    train = training_data(arrays["sequences"].shape[1], arrays["targets"].shape[1])
+    assert np.array_equal(train.sequences.user_ids, arrays["user_ids"])
+    assert np.array_equal(train.sequences.sequences, arrays["sequences"])
+    assert np.array_equal(train.sequences.targets, arrays["targets"])
+    assert np.array_equal(train.test_sequences.sequences, arrays["test_sequences"])
+    assert (train.num_users, train.num_items) == (arrays["num_users"], arrays["num_items"])
+    assert train.user_map == config(arrays, "user_map")
+    assert train.item_map == config(arrays, "item_map")
+
+
+class FixedScores(torch.nn.Module):
+    """Gives every user the recorded scores, whatever the sequence."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.as_tensor(scores))
+
+    def score_all(self, sequences, users):
+        return self.scores[users].clone()
+
+
+@golden_files("evaluation.npz")
+def test_metrics(path):
+    arrays = load(path)
+    train = training_data(5, 1)
+    test = Interactions(GOLDEN / "test.txt", train.user_map, train.item_map)
+    for interactions, part in ((train, "train"), (test, "test")):
+        pairs = zip(arrays[f"{part}_users"], arrays[f"{part}_items"], strict=True)
+        rows = zip(interactions.user_ids, interactions.item_ids, strict=True)
+        assert set(pairs) == set(rows)
+    ks = arrays["ks"].tolist()
+    ours = evaluate_ranking(FixedScores(arrays["scores"]), train, test, ks)
+    for ours_name, name in (("precision", "precision"), ("recall", "recall"), ("ndcg_paper", "ndcg")):
+        assert_close([ours[f"{ours_name}@{k}"] for k in ks], arrays[name])
+    assert_close(ours["map"].mean(), arrays["mean_average_precision"])
+
+
+# ------------------------------------------------------------------------------- training
+
+
+class Repeated:
+    """Takes what a Recommender would draw from the golden arrays, and keeps the windows' order."""
+
+    def replay(self, arrays):
+        self.arrays = arrays
+        return self
+
+    def epoch_order(self):
+        return self.instances
+
+    def draw_negatives(self, rows, users):
+        return torch.from_numpy(self.arrays["negatives"][self.epoch_num])[rows]
+
+
+class RepeatedRecommender(Repeated, Recommender):
+    pass
+
+
+class RepeatedDistilledRecommender(Repeated, DistilledRecommender):
+    def draw_dynamic_samples(self, rows, users):
+        return torch.from_numpy(self.arrays["dynamic_samples"][self.epoch_num])[rows]
+
+
+def options(settings):
+    names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate")
+    return {name: settings[name] for name in names}
+
+
+def network(arrays, settings):
+    """A factory that starts from the recorded initial weights."""
+
+    def make(num_users, num_items):
+        net = make_caser(settings, named(arrays, "initial."))
+        assert (net.user_embeddings.num_embeddings, net.W2.num_embeddings) == (num_users, num_items)
+        return net
+
+    return make
+
+
+def assert_trained_as_recorded(model, arrays):
+    assert_close([round(r["loss"], 4) for r in model.records], arrays["epoch_loss"], 1.01e-4)
+    final = named(arrays, "final.")
+    ours = model.net.state_dict()
+    assert ours.keys() == final.keys()
+    for name, value in final.items():
+        assert_close(ours[name], value, TRAINED)
+
+
+@golden_files("teacher_steps.npz")
+def test_training_steps(path):
+    arrays = load(path)
+    settings = config(arrays)
+    train = training_data(settings["L"], settings["target_length"])
+    model = RepeatedRecommender(network(arrays, settings), **options(settings)).replay(arrays)
+    model.prepare(train)
+    model.fit(train)
+    assert_trained_as_recorded(model, arrays)
+    windows = torch.from_numpy(train.test_sequences.sequences)
+    with torch.no_grad():
+        scores = model.net.eval().score_all(windows, torch.arange(train.num_users))
+    assert_close(scores, arrays["scores"], TRAINED)
+
+
+@golden_files("distill_steps.npz")
+def test_distillation_steps(path):
+    arrays = load(path)
+    settings = config(arrays)
+    train = training_data(settings["L"], settings["target_length"])
+    teacher = make_caser(config(arrays, "teacher_config"), named(arrays, "teacher."))
+    lists = teacher_lists(teacher, train, settings["K"])
+    assert np.array_equal(lists, arrays["teacher_topk"])
+    model = RepeatedDistilledRecommender(
+        network(arrays, settings),
+        lists,
+        teach_alpha=settings["teach_alpha"],
+        lamda=settings["lamda"],
+        mu=settings["mu"],
+        num_dynamic_samples=settings["num_dynamic_samples"],
+        dynamic_start_epoch=settings["dynamic_start_epoch"],
+        **options(settings),
+    ).replay(arrays)
+    model.prepare(train)
+    model.fit(train)
+    assert_trained_as_recorded(model, arrays)
+
+
+@golden_files("reference-caser-*.pth.tar")
+def test_authors_checkpoint(path):
+    arrays = load(GOLDEN / "teacher_steps.npz")
+    settings = config(arrays)
+    checkpoint = read_checkpoint(path)
+    shapes = {name: settings[name] for name in ("L", "d", "nv", "nh")}
+    assert checkpoint["architecture"] == shapes
+    train = training_data(settings["L"], settings["target_length"])
+    model = Recommender(
+        partial(Caser, **shapes, drop=settings["drop"], ac_conv=settings["ac_conv"], ac_fc=settings["ac_fc"]),
+        **options(settings),
+    )
+    model.prepare(train)
+    model.restore(checkpoint)
+    for name, value in named(arrays, "final.").items():
+        assert torch.equal(model.net.state_dict()[name], value)
+    load_weights(model.net, checkpoint)
+    windows = torch.from_numpy(train.test_sequences.sequences)
+    with torch.no_grad():
+        scores = model.net.eval().score_all(windows, torch.arange(train.num_users))
+    assert_close(scores, arrays["scores"])
+    model.n_iter = checkpoint["epoch_num"] + 1
+    model.fit(train)  # its optimizer goes on
+    assert model.records[-1]["epoch"] == checkpoint["epoch_num"] + 1

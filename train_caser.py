@@ -1,0 +1,544 @@
+"""Train a Caser recommender: the teacher, or a student without one.
+
+python train_caser.py --dataset ml-100k --d 100
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+from tqdm import tqdm
+
+from caser import ACTIVATIONS, Caser, load_weights, read_checkpoint
+from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
+from interactions import DataSet, UnobservedItems
+from losses import pointwise_loss
+from utils import (
+    Parser,
+    StopRequest,
+    UserError,
+    atomic_write,
+    boolean,
+    in_range,
+    pick_device,
+    random_state,
+    require_writable,
+    run_command,
+    set_random_state,
+    set_seed,
+)
+
+
+class Recommender:
+    """Trains a sequential network on the ranking loss, evaluates it, and keeps checkpoints.
+
+    Parameters
+    ----------
+    network: a factory, (num_users, num_items) -> a module with ``represent``, ``score``,
+        ``score_all`` and ``architecture`` as Caser has them.
+    n_iter: epochs in all. batch_size: instances a step. l2: weight decay, in the gradient.
+    neg_samples: negatives per instance. learning_rate: of Adam. device: where all of it runs.
+
+    Attributes
+    ----------
+    net: the network, once there is one. epoch_num: the last finished epoch. step: batches done
+    of the next. records: list of dict, one per finished epoch.
+    """
+
+    script = "train_caser.py"
+    tells_regular_loss = False  # whether the logged loss holds more than the ranking loss
+
+    def __init__(
+        self,
+        network,
+        n_iter=50,
+        batch_size=512,
+        l2=1e-6,
+        neg_samples=3,
+        learning_rate=1e-3,
+        device="cpu",
+    ):
+        self.network = network
+        self.n_iter = n_iter
+        self.batch_size = batch_size
+        self.l2 = l2
+        self.neg_samples = neg_samples
+        self.learning_rate = learning_rate
+        self.device = torch.device(device)
+        self.net = None
+        self.epoch_num = self.step = 0
+        self.records = []
+        self._seconds = 0.0  # what an interrupted epoch had taken
+        self._losses = None  # (batches, 2) of the running epoch: loss, regular loss
+        self._epoch_random = self._step_random = None
+
+    # ------------------------------------------------------------------------- training
+
+    def prepare(self, train):
+        """Put the windows of ``train`` (after ``to_sequence``) on the device; make the network."""
+        self.sampler = UnobservedItems(train, self.device)
+        users, sequences, targets = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+            for array in (
+                train.sequences.user_ids,
+                train.sequences.sequences,
+                train.sequences.targets,
+            )
+        )
+        self.users, self.sequences, self.targets = users, sequences, targets
+        self.instances = (self.sampler.counts[users] > 0).nonzero().flatten()
+        if self.net is None:
+            self.net = self.network(train.num_users, train.num_items).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.net.parameters(),
+            lr=self.learning_rate,
+            weight_decay=self.l2,
+            fused=True,
+        )
+
+    def fit(self, train, test=None, eval_every=10, save_every=None, save=None):
+        """Train up to epoch ``n_iter``, printing a line per epoch.
+
+        test: Interactions to evaluate on after every ``eval_every`` epochs and the last one.
+        save: called without arguments after every ``save_every`` epochs (default: each
+        evaluation), after the last one, and on Ctrl-C or SIGTERM after the running step.
+
+        Returns the signal number that stopped it, or None. Raises UserError, naming epoch and
+        batch, when a loss is not finite; nothing is saved then.
+        """
+        with StopRequest() as stop:
+            while self.epoch_num < self.n_iter:
+                record = self._run_epoch(stop)
+                if record is None:
+                    if save:
+                        save()
+                    break
+                epoch, last = record["epoch"], record["epoch"] == self.n_iter
+                evaluated = test is not None and (last or epoch % eval_every == 0)
+                if evaluated:
+                    started = time.perf_counter()
+                    record |= mean_metrics(evaluate_ranking(self.net, train, test))
+                    record["eval_seconds"] = round(time.perf_counter() - started, 4)
+                self.records.append(record)
+                tqdm.write(self._log_line(record))
+                sys.stdout.flush()
+                if save and (last or (epoch % save_every == 0 if save_every else evaluated)):
+                    save()
+            return stop.signal_number
+
+    def _run_epoch(self, stop):
+        """One pass over the instances; None where ``stop`` came in between."""
+        epoch = self.epoch_num + 1
+        started = time.perf_counter() - self._seconds
+        self._epoch_random = random_state(self.device)
+        batches = self.epoch_order().split(self.batch_size)
+        if self.step:
+            set_random_state(self._step_random, self.device)
+        else:
+            self._losses = torch.zeros(len(batches), 2, device=self.device)
+        self.net.train()
+        bar = tqdm(batches[self.step :], f"Epoch {epoch}", leave=False, disable=None)
+        for rows in bar:
+            if stop.signal_number:
+                self._seconds = time.perf_counter() - started
+                self._check_losses(epoch)
+                bar.close()
+                return None
+            loss, regular_loss = self._batch_loss(rows)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self._losses[self.step, 0] = loss.detach()
+            self._losses[self.step, 1] = regular_loss.detach()
+            self.step += 1
+        loss, regular_loss = self._check_losses(epoch).mean(0).tolist()
+        self.epoch_num, self.step, self._seconds, self._epoch_random = epoch, 0, 0.0, None
+        record = {"epoch": epoch, "loss": loss}
+        if self.tells_regular_loss:
+            record["regular_loss"] = regular_loss
+        return record | {"train_seconds": round(time.perf_counter() - started, 4)}
+
+    def _batch_loss(self, rows):
+        """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
+        users, targets = self.users[rows], self.targets[rows]
+        more_items = self.more_items(rows)
+        x = self.net.represent(self.sequences[rows], users)
+        items = torch.cat([targets, self.draw_negatives(rows, users), more_items], 1)
+        scores = self.net.score(x, items)
+        T = targets.shape[1]
+        positive, negative, more = scores.split([T, self.neg_samples, more_items.shape[1]], 1)
+        regular_loss = pointwise_loss(positive, negative)
+        return regular_loss + self.more_loss(rows, users, x, more_items, more), regular_loss
+
+    def _check_losses(self, epoch):
+        """The running epoch's losses so far; UserError at the first that is not finite."""
+        losses = self._losses[: self.step].double().cpu()
+        bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
+        weights_bad = not all(value.isfinite().all() for value in self.net.state_dict().values())
+        if bad or weights_bad:
+            batch = bad[0] + 1 if bad else self.step
+            what = "loss" if bad else "weights"
+            raise UserError(
+                f"epoch {epoch}, batch {batch}: the {what} stopped being finite; lower"
+                " --learning_rate. Nothing was saved after the last good checkpoint"
+            )
+        return losses
+
+    def _log_line(self, record):
+        parts = [f"Epoch {record['epoch']} [{record['train_seconds']:.1f} s]\tloss="]
+        parts.append(f"{record['loss']:.4f}")
+        if self.tells_regular_loss:
+            parts.append(f", regular_loss={record['regular_loss']:.4f}")
+        if "map" in record:
+            parts.append(f", {metrics_line(record)}[{record['eval_seconds']:.1f} s]")
+        return "".join(parts)
+
+    # What differs between training alone, distilling, and repeating recorded draws.
+
+    def epoch_order(self):
+        """The order of this epoch's instances: (n,) int64."""
+        shuffle = torch.randperm(len(self.instances), device=self.device)
+        return self.instances[shuffle]
+
+    def draw_negatives(self, rows, users):
+        """(B, neg_samples) int64, items that ``users`` (B,) do not have in train."""
+        return self.sampler.draw(users, self.neg_samples)
+
+    def more_items(self, rows):
+        """Items (B, M) to score beside targets and negatives; here M = 0."""
+        return self.targets.new_empty(len(rows), 0)
+
+    def more_loss(self, rows, users, x, items, scores):
+        """What is added to the ranking loss: a scalar from the ``scores`` (B, M) of ``items``."""
+        return 0
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def state(self):
+        """Tensors and plain values that a later process needs to go on as if it were this one."""
+        return {
+            "epoch_num": self.epoch_num,
+            "state_dict": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "script": self.script,
+            "architecture": self.net.architecture,
+            "records": self.records,
+            "metrics": next((r for r in reversed(self.records) if "map" in r), {}),
+            "epoch_random": self._epoch_random or random_state(self.device),
+            "step_random": random_state(self.device),
+            "step_losses": self._losses[: self.step].clone(),
+            "step_seconds": self._seconds,
+        }
+
+    def restore(self, checkpoint):
+        """Take over what ``state()`` gave, or the authors' three keys; after ``prepare``."""
+        load_weights(self.net, checkpoint)
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for parameter, state in self.optimizer.state.items():
+                for moment in (state["exp_avg"], state["exp_avg_sq"]):
+                    if moment.shape != parameter.shape or not moment.isfinite().all():
+                        raise ValueError("a moment does not fit its weight")
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{checkpoint['path']}: the optimizer in it does not fit: {error}"
+            ) from None
+        for group in self.optimizer.param_groups:
+            group.update(lr=self.learning_rate, weight_decay=self.l2, fused=True)
+        self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
+        self.records = list(checkpoint.get("records", []))
+        if "epoch_random" in checkpoint:
+            set_random_state(checkpoint["epoch_random"], self.device)
+            self._step_random = checkpoint["step_random"]
+            self._seconds = checkpoint["step_seconds"]
+            batches = -(-len(self.instances) // self.batch_size)
+            self._losses = torch.zeros(batches, 2, device=self.device)
+            self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+def save_run(path, model, args, data):
+    """Write the checkpoint ``path`` and the records beside it, each of them atomically."""
+    config = dict(vars(args))
+    contents = model.state() | {
+        "config": config,
+        "data": data.identity,
+    }
+    with atomic_write(path) as file:
+        torch.save(contents, file)
+    header = {
+        "script": model.script,
+        "config": config,
+        "seed": args.seed,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "data": {"name": data.name} | data.counts,
+    }
+    with atomic_write(records_path(path), "w") as file:
+        for record in (header, *model.records):
+            file.write(json.dumps(record) + "\n")
+
+
+def records_path(path):
+    """The records beside a checkpoint: the same name with .jsonl for .pth.tar."""
+    return Path(str(path).removesuffix(".pth.tar") + ".jsonl")
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def get_args_parser(description=__doc__, d=100):
+    parser = Parser(description=description.split("\n")[0])
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", default="ml-100k", help="datasets/NAME/SPLIT/{train,test}.txt")
+    data.add_argument("--split", default="test", choices=["test", "validation"])
+    data.add_argument(
+        "--train_root", metavar="FILE", help="the training rows, instead of --dataset"
+    )
+    data.add_argument("--test_root", metavar="FILE", help="the rows to predict, with --train_root")
+
+    model = parser.add_argument_group("model (Caser)")
+    flag = partial(numeric_flag, model)
+    flag("--L", 5, int, "[1, 1000]", "L: items of the window")
+    flag("--T", 1, int, "[1, 1000]", "T: targets of a window")
+    flag("--d", d, int, "[1, 100000]", "d: dimension of the embeddings")
+    flag("--nv", 2, int, "[0, 100000]", "n': vertical filters")
+    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters per height")
+    flag("--drop", 0.5, float, "[0, 1)", "dropout before fc1")
+    model.add_argument(
+        "--ac_conv", default="iden", choices=ACTIVATIONS, help="phi_c: convolution's activation"
+    )
+    model.add_argument(
+        "--ac_fc", default="sigm", choices=ACTIVATIONS, help="phi_a: fc1's activation"
+    )
+
+    training = parser.add_argument_group("training")
+    flag = partial(numeric_flag, training)
+    flag("--n_iter", 50, int, "[1, inf)", "epochs in all, those of --checkpoint included")
+    flag("--batch_size", 512, int, "[1, inf)", "instances per step")
+    flag("--learning_rate", 1e-3, float, "(0, inf)", "of Adam")
+    flag("--l2", 1e-6, float, "[0, inf)", "weight decay, added to the gradient")
+    flag("--neg_samples", 3, int, "[1, inf)", "negatives per instance")
+    flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
+    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
+                          help="auto is cuda where there is one, else cpu")  # fmt: skip
+    training.add_argument(
+        "--use_cuda",
+        type=boolean,
+        metavar="BOOL",
+        help="the authors' flag: true is --device cuda, false is --device cpu",
+    )
+
+    output = parser.add_argument_group("output")
+    flag = partial(numeric_flag, output)
+    flag(
+        "--eval_every", 10, int, "[1, inf)", "epochs between evaluations; the last is evaluated too"
+    )
+    output.add_argument("--save_every", type=in_range(int, "[1, inf)"), metavar="N",
+                        help="epochs between checkpoints (default: at each evaluation)")  # fmt: skip
+    output.add_argument(
+        "--output_dir",
+        default="checkpoints",
+        metavar="DIR",
+        help="checkpoints, records, top-K caches",
+    )
+    output.add_argument("--checkpoint", metavar="FILE", help="resume this run, with its own flags")
+    output.add_argument("--evaluate", action="store_true", help="only evaluate --checkpoint")
+    output.add_argument(
+        "--allow_other_data",
+        action="store_true",
+        help="accept a checkpoint that was trained on other rows",
+    )
+    return parser
+
+
+def numeric_flag(group, name, default, kind, interval, help, *other_names):
+    """Add a flag for a number, its range in the help and in the refusal of what is outside."""
+    group.add_argument(
+        name,
+        *other_names,
+        default=default,
+        type=in_range(kind, interval),
+        metavar="N" if kind is int else "X",
+        help=f"{help}; in {interval}",
+    )
+
+
+# What a resumed run takes from its command line alone, and what it takes from the checkpoint
+# where the command line does not say; every other flag is the checkpoint's.
+OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "device", "use_cuda", "allow_other_data"}
+DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
+FREE_FLAGS = {"n_iter", "eval_every", "save_every"}
+
+
+def read_command(parser, script, argv):
+    """Parse the flags, and the checkpoint that ``--checkpoint`` names: (args, checkpoint)."""
+    args, given = parser.parse(argv)
+    if args.evaluate and not args.checkpoint:
+        raise UserError("--evaluate needs --checkpoint, the model to evaluate")
+    if args.use_cuda is not None and "device" not in given:
+        args.device = "cuda" if args.use_cuda else "cpu"
+    args.device = str(pick_device(args.device))
+    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
+    if checkpoint:
+        if not args.evaluate and checkpoint.get("script", script) != script:
+            raise UserError(
+                f"{args.checkpoint}: resume it with {checkpoint['script']}, which made it"
+            )
+        _adopt(args, given, checkpoint)
+    if not args.nv and not args.nh:
+        raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
+    if bool(args.train_root) != bool(args.test_root):
+        raise UserError("--train_root and --test_root go together; give both")
+    if args.train_root:
+        if "dataset" in given:
+            raise UserError("give --dataset, or --train_root and --test_root, not both")
+        split = Path(os.path.abspath(args.train_root)).parent.name
+        if split in {"test", "validation"}:
+            if "split" in given and args.split != split:
+                raise UserError(f"--split {args.split}: --train_root is in a folder {split}/")
+            args.split = split
+    return args, checkpoint
+
+
+def _adopt(args, given, checkpoint):
+    """Let a checkpoint's own settings stand where ``args`` has none; refuse contradictions."""
+    settings = checkpoint.get("config", {}) | checkpoint["architecture"]
+    inherited = settings.keys() & vars(args).keys() - OWN_FLAGS
+    if given & DATA_FLAGS:
+        inherited -= DATA_FLAGS
+    for name in inherited:
+        value = settings[name]
+        if name not in given:
+            setattr(args, name, value)
+        elif getattr(args, name) != value and name not in FREE_FLAGS | DATA_FLAGS:
+            raise UserError(
+                f"--{name} {getattr(args, name)}: {args.checkpoint} has {value}; leave the flag out"
+            )
+    if "output_dir" not in given:
+        args.output_dir = str(Path(args.checkpoint).parent)
+
+
+def load_data(args):
+    """The DataSet that the flags name, prepared on first use where that is possible."""
+    if args.train_root:
+        folder = Path(os.path.abspath(args.train_root)).parent
+        name = (folder.parent if folder.name in {"test", "validation"} else folder).name or "data"
+        paths = args.train_root, args.test_root
+    else:
+        name = args.dataset
+        if name != Path(name).name or name in {"", ".", ".."}:
+            raise UserError(f"--dataset {name!r}: give a folder's name, or use --train_root")
+        folder = Path("datasets", name)
+        if not folder.is_dir():
+            if name != "ml-100k":
+                raise UserError(f"{folder}: no such data set; see datasets/README.md")
+            prepare = Path(__file__).with_name("datasets") / "prepare.py"
+            command = [sys.executable, prepare, name, "--output_dir", folder.parent]
+            if status := subprocess.run(command).returncode:
+                sys.exit(status)
+        paths = (folder / args.split / f"{part}.txt" for part in ("train", "test"))
+    suffix = "-validation" if args.split == "validation" else ""
+    data = DataSet.load(name + suffix, *paths, args.L, args.T)
+    counts = data.counts
+    print(
+        f"{data.name}: {counts['users']} users, {counts['items']} items,"
+        f" {counts['train_rows']} train rows, {counts['windows']} windows (L={args.L},"
+        f" T={args.T}), {counts['test_rows']} test rows of {counts['test_users']} users."
+        f" Protocol: all items ranked, the user's train items and padding out,"
+        f" k={','.join(map(str, KS))}, ndcgs as in the paper; seed {args.seed}, {args.device}"
+    )
+    for note in data.notes:
+        print(f"note: {note}")
+    return data
+
+
+def network_factory(args):
+    """The (num_users, num_items) -> network that the flags describe."""
+    names = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
+    return partial(Caser, **{name: getattr(args, name) for name in names})
+
+
+def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
+    """Load a checkpoint's network for the data, print its metrics, return it."""
+    for note in data.check(checkpoint, args.allow_other_data):
+        print(f"note: {note}")
+    settings = {name: getattr(args, name) for name in ("drop", "ac_conv", "ac_fc")}
+    net = Caser(data.train.num_users, data.train.num_items, **settings | checkpoint["architecture"])
+    load_weights(net, checkpoint)
+    net.to(args.device)
+    started = time.perf_counter()
+    means = mean_metrics(evaluate_ranking(net, data.train, data.test))
+    print(f"{label}\t{metrics_line(means)}[{time.perf_counter() - started:.1f} s]", flush=True)
+    return net
+
+
+def run(model, args, data, checkpoint, suffix=""):
+    """Train ``model`` as the flags say, saving as it goes; return the exit status."""
+    name = f"{data.name}-caser-dim={args.d}{suffix}.pth.tar"
+    path = Path(args.output_dir, Path(args.checkpoint).name if checkpoint else name)
+    require_writable(path)
+    require_writable(records_path(path))
+    set_seed(args.seed)
+    model.prepare(data.train)
+    if checkpoint:
+        for note in data.check(checkpoint, args.allow_other_data):
+            print(f"note: {note}")
+        model.restore(checkpoint)
+    save = partial(save_run, path, model, args, data)
+    stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save)
+    if model.epoch_num < args.n_iter:
+        print(f"stopped in epoch {model.epoch_num + 1}; go on with:")
+        print(f"python {model.script} --checkpoint {shlex.quote(str(path))}")
+        return 128 + stopped_by
+    print(f"saved {path} and {records_path(path)}")
+    return 0
+
+
+def nothing_to_do(args, checkpoint):
+    """Whether the checkpoint to resume has its epochs; says so."""
+    done = checkpoint is not None and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter
+    if done:
+        print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
+              f" and --n_iter is {args.n_iter}")  # fmt: skip
+    return done
+
+
+def main(argv=None):
+    args, checkpoint = read_command(get_args_parser(), Recommender.script, argv)
+    if nothing_to_do(args, checkpoint):
+        return 0
+    data = load_data(args)
+    if args.evaluate:
+        evaluate_checkpoint(args, data, checkpoint)
+        return 0
+    model = Recommender(network_factory(args), **training_options(args))
+    return run(model, args, data, checkpoint)
+
+
+def training_options(args):
+    """The arguments of a Recommender that flags of the same names give."""
+    names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate", "device")
+    return {name: getattr(args, name) for name in names}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,244 @@
+"""What knows nothing of this project: errors, flags, files, random numbers."""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can mend: printed as one line, exit status 2."""
+
+
+def run_command(main):
+    """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except UserError as error:
+        status = _complain(error)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        status = _complain(f"{place}{error.strerror or error}")
+    except MemoryError as error:
+        status = _complain(f"out of memory: {error}")
+    except RuntimeError as error:
+        if "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        status = _complain(f"out of memory: make the model or the batch smaller ({error})")
+    sys.exit(status)
+
+
+def _complain(message, status=2):
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------------------------- flags
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations, whose help shows defaults and whose errors are
+    one line."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def error(self, message):
+        raise UserError(f"{' '.join(message.split())} (see --help)")
+
+    def parse(self, argv=None):
+        """Parse ``argv``; return (values, the set of names given on the command line)."""
+        values = vars(self.parse_args([]))
+        unset = object()
+        given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(values, unset))))
+        given = {name: value for name, value in given.items() if value is not unset}
+        return argparse.Namespace(**(values | given)), set(given)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        # "(default: None)" and the like explain nothing; such flags say what happens in words.
+        silent = action.default is None or isinstance(action.default, bool)
+        return action.help if silent else super()._get_help_string(action)
+
+
+def boolean(text):
+    """The flag value 1/0, true/false, t/f, yes/no, y/n, on/off, in any case, as a bool."""
+    word = text.strip().lower()
+    if word in {"1", "true", "t", "yes", "y", "on"}:
+        return True
+    if word in {"0", "false", "f", "no", "n", "off"}:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false; give true or false")
+
+
+def in_range(kind, interval):
+    """A flag type: a number of ``kind`` (int or float) in ``interval``, such as "[0, 1)"."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    noun = "a whole number" if kind is int else "a number"
+
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            above = value >= low if interval[0] == "[" else value > low
+            below = value <= high if interval[-1] == "]" else value < high
+            if above and below:  # never true of NaN
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {noun} in {interval}")
+
+    return parse
+
+
+def pick_device(name):
+    """The torch.device called ``name``; "auto" is CUDA where there is one, else the CPU."""
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        raise UserError(f"--device {name}: this machine or this torch has none; use --device cpu")
+    return torch.device(name)
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a file that appears at ``path`` whole, when the block ends, or not at all."""
+    path = Path(os.path.realpath(path))  # replace what a link points at, not the link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder):
+    """Make a rename inside ``folder`` outlast a power cut (where the system can)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def require_writable(path):
+    """Make the folder of ``path`` and try a write there, so that the failure comes early."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and a file is to be written there; remove it")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from None
+
+
+def load_tensors(path):
+    """``torch.load`` of tensors and plain values only, onto the CPU; runs no code of the file.
+
+    Raises UserError where the file is missing, truncated, holds anything else or claims to
+    unpack to more than it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch stores its records uncompressed
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("its records are compressed")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # whatever an unpickler says of bytes that are not its own
+        reason = str(error).strip().split("\n")[0][:120]
+        raise UserError(
+            f"{path}: not a checkpoint, or a damaged one ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def fingerprint(*arrays):
+    """SHA-256, in hex, of the dtypes, shapes and bytes of numpy arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------- random numbers
+
+
+def set_seed(seed):
+    """Seed every generator in use: Python's, numpy's and torch's, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state(device):
+    """The states of every generator that training on ``device`` draws from, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = getattr(torch, device.type).get_rng_state()
+    return state
+
+
+def set_random_state(state, device):
+    """Undo what was drawn since ``random_state(device)`` gave ``state``."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+# -------------------------------------------------------------------------------- signals
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM inside a ``with`` block into ``signal_number``; the block itself
+    decides when to stop. A second signal does what it always does."""
+
+    def __enter__(self):
+        self.signal_number = None
+        self._handlers = {}
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number, frame):
+        self.signal_number = number
+        self.__exit__()
+
+    def __exit__(self, *exception):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
