@@ -27,6 +27,7 @@ from train_caser import (
     network_factory,
     nothing_to_do,
     numeric_flag,
+    output_path,
     read_command,
     run,
     training_options,
@@ -108,7 +109,7 @@ class DistilledRecommender(Recommender):
             return weight
         samples = self.draw_dynamic_samples(rows, users)
         same = samples[:, None, :] == items[:, :, None]  # (B, K, S)
-        rank = estimated_rank(scores, self.net.score(x, samples), self.sampler.num_items, same)
+        rank = estimated_rank(scores, self.net.score(x, samples), self.sampler.n + 1, same)
         weight = weight * ranking_discrepancy_weight(rank, self.mu)
         if self.weights == "hybrid" and self.hybrid_weight == "normalized":
             weight = normalized(weight)
@@ -165,7 +166,7 @@ def check_K(K, train, exclude):
     T = train.sequences.targets.shape[1]
     out = int(np.diff(train.tocsr().indptr).max()) if exclude == "observed" else T
     most = train.num_items - 1 - out
-    if K > most:
+    if most < K:
         what = "the longest history" if exclude == "observed" else "T"
         raise UserError(f"--K {K}: must be in [1, {most}], the number of items less {what}")
 
@@ -206,7 +207,7 @@ def _read_cache(path, made_from, shape, num_items, bare_allowed):
         raise UserError(f"{path}: not a top-K cache, or a damaged one ({error})") from None
     if lists.shape != shape:
         raise UserError(f"{path}: its shape is {lists.shape}, this data and K need {shape}")
-    if lists.size and not (0 <= lists.min() and lists.max() < num_items):
+    if lists.size and not (lists.min() >= 0 and lists.max() < num_items):
         raise UserError(f"{path}: holds items outside 0..{num_items - 1}; made from other data")
     description = path.with_suffix(".json")
     if not description.exists() and bare_allowed:
@@ -241,42 +242,29 @@ def get_distill_args_parser():
     parser = get_args_parser(__doc__, d=50)
     group = parser.add_argument_group("distillation")
     flag = partial(numeric_flag, group)
-    group.add_argument(
-        "--teacher_model_path",
-        metavar="FILE",
-        help="the teacher's checkpoint (default: <output_dir>/<dataset>-caser-dim=<teacher_model_dim>.pth.tar)",
-    )
-    flag("--teacher_model_dim", 100, int, "[1, 100000]", "d of the teacher, for the default path")
-    group.add_argument(
-        "--teacher_topk_path",
-        metavar="FILE",
-        help="cache of the teacher's lists (default: <output_dir>/<dataset>-teacher-dim=<d>-top=<K>.npy)",
-    )
-    group.add_argument(
-        "--teacher_exclude",
-        default="target",
-        choices=["target", "observed"],
-        help="what the teacher's list leaves out: the target (the code) or all the user's train items (the paper)",
-    )
+    # fmt: off
+    group.add_argument("--teacher_model_path", metavar="FILE", help="the teacher's checkpoint "
+                       "(default: DIR/DATASET-caser-dim=TEACHER_MODEL_DIM.pth.tar)")
+    flag("--teacher_model_dim", 100, int, "[1, 100000]", "d in the default path of the teacher")
+    group.add_argument("--teacher_topk_path", metavar="FILE", help="cache of the teacher's lists "
+                       "(default: DIR/DATASET-teacher-dim=D-top=K.npy)")
+    group.add_argument("--teacher_exclude", default="target", choices=["target", "observed"],
+                       help="what the lists leave out: the target, as in the authors' code, or "
+                       "all of the user's train items, as in the paper")
     flag("--K", 10, int, "[1, inf)", "K: length of the teacher's list")
-    flag("--teach_alpha", 1.0, float, "[0, inf)", "a / (1 - a): factor of the distillation loss")
-    flag("--lamda", 1.0, float, "(0, inf)", "lambda of Eq. 8, position importance")
-    flag("--mu", 0.1, float, "(0, inf)", "mu of Eq. 9, ranking discrepancy")
+    flag("--teach_alpha", 1.0, float, "[0, inf)",
+         "alpha / (1 - alpha): factor of the distillation loss")
+    flag("--lamda", 1.0, float, "(0, inf)", "lambda of Eq. 8, the position importance")
+    flag("--mu", 0.1, float, "(0, inf)", "mu of Eq. 9, the ranking discrepancy")
     flag("--dynamic_samples", 100, int, "[1, inf)", "epsilon: items that estimate a rank",
-         "--num_dynamic_samples")  # fmt: skip
-    flag("--dynamic_start_epoch", 10, int, "[0, inf)", "the last epoch without ranking discrepancy")
-    group.add_argument(
-        "--weights",
-        default="hybrid",
-        choices=["hybrid", "position", "discrepancy", "uniform"],
-        help="w of the distillation loss, as in Table 4",
-    )
-    group.add_argument(
-        "--hybrid_weight",
-        default="product",
-        choices=["product", "normalized"],
-        help="w^a w^b as it is (the code) or divided by its sum (the paper)",
-    )
+         "--num_dynamic_samples")
+    flag("--dynamic_start_epoch", 10, int, "[0, inf)", "last epoch without ranking discrepancy")
+    group.add_argument("--weights", default="hybrid", help="w of the distillation loss (Table 4)",
+                       choices=["hybrid", "position", "discrepancy", "uniform"])
+    group.add_argument("--hybrid_weight", default="product", choices=["product", "normalized"],
+                       help="w^a w^b as it is, as in the authors' code, or divided by its sum, as "
+                       "in the paper")
+    # fmt: on
     return parser
 
 
@@ -289,6 +277,7 @@ def main(argv=None):
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
         return 0
+    path = output_path(args, data, "-rd")
     check_K(args.K, data.train, args.teacher_exclude)
     lists, made_from = lists_for(args, data)
     model = DistilledRecommender(
@@ -304,7 +293,7 @@ def main(argv=None):
         made_from,
         **training_options(args),
     )
-    return run(model, args, data, checkpoint, suffix="-rd")
+    return run(model, path, args, data, checkpoint)
 
 
 def lists_for(args, data):

@@ -44,7 +44,7 @@ def evaluate_ranking(net, train, test, ks=KS):
         _target_ranks(net, train.test_sequences.sequences, seen, wanted, block, device)
         for block in np.split(users, range(size, len(users), size))
     ]
-    row, rank = (np.concatenate(parts) for parts in zip(*ranks))
+    row, rank = (np.concatenate(parts) for parts in zip(*ranks, strict=True))
     num_targets = np.diff(wanted.indptr)[users]
     return {"user": users} | metrics(np.searchsorted(users, row), rank, num_targets, ks)
 

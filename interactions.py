@@ -4,19 +4,23 @@ The vocabulary is Spotlight's (Interactions, to_sequence, SequenceInteractions).
 numbered from 0 and items from 1, by first appearance in the training file; item 0 is padding.
 """
 
+import os
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from utils import UserError, fingerprint
 
 PADDING = 0
+SPLITS = ("test", "validation")
 ROWS_AT_ONCE = 1 << 9  # lines split at a time: too few to wake the garbage collector
 
 
@@ -76,7 +80,9 @@ class Interactions:
         ]
         if not columns:
             raise UserError(f"{file_path}: no rows in it; expected lines `user item rating`")
-        self.user_ids, self.item_ids = (np.concatenate(parts) for parts in zip(*columns))
+        self.user_ids, self.item_ids = (
+            np.concatenate(parts) for parts in zip(*columns, strict=True)
+        )
 
         self.user_map = _decoded(users) if user_map is None else user_map
         self.item_map = _decoded(items) if item_map is None else item_map
@@ -165,9 +171,12 @@ class Interactions:
             self.notes.append(f"{where} is a header and was skipped")
             return True
         rest = [row for row in map(bytes.split, lines[first + 1 : first + 1000]) if len(row) > 1]
-        numbered = rest and all(user.isdigit() and item.isdigit() for user, item, *_ in rest)
-        worded = not any(byte in b"0123456789" for byte in fields[0] + fields[1])
-        if (worded and numbered) or (len(fields) > 2 and not _is_number(fields[2]) and rest):
+        if len(fields) > 2:
+            unlike = rest and not _is_number(fields[2])
+        else:
+            worded = not any(byte in b"0123456789" for byte in line)
+            unlike = worded and rest and all(row[0].isdigit() and row[1].isdigit() for row in rest)
+        if unlike:
             raise UserError(f"{where} looks like a header; delete that line")
         return False
 
@@ -247,42 +256,6 @@ def _decoded(ids):
     return {name.decode(): number for name, number in ids.items()}
 
 
-class UnobservedItems:
-    """Draws items uniformly, with replacement, from those a user has not in train.
-
-    With a user's observed items s_0 < s_1 < ..., the number of unobserved ones below s_j is
-    s_j - 1 - j. The r-th unobserved item is therefore r + 1 + #{j: s_j - 1 - j <= r}, and that
-    count is one binary search in the rows of all users, laid end to end. Memory grows with the
-    interactions.
-
-    Attributes
-    ----------
-    counts: (num_users,) int64 tensor, the unobserved items of each user.
-    """
-
-    def __init__(self, interactions, device):
-        pairs = interactions.tocsr()
-        lengths = np.diff(pairs.indptr).astype(np.int64)
-        users = np.repeat(np.arange(interactions.num_users), lengths)
-        nth = np.arange(pairs.nnz) - np.repeat(pairs.indptr[:-1].astype(np.int64), lengths)
-        self.num_items = interactions.num_items
-        keys = users * self.num_items + (pairs.indices - 1 - nth)
-        self.keys = torch.from_numpy(keys).to(device)
-        self.starts = torch.from_numpy(pairs.indptr[:-1].astype(np.int64)).to(device)
-        self.counts = torch.from_numpy(self.num_items - 1 - lengths).to(device)
-
-    def draw(self, users, n):
-        """Return (B, n) int64 items for users (B,) int64, each of which has some unobserved.
-
-        Every item's chance is 1 / counts[user] to within 2^-39 (integers of 63 bits, modulo).
-        """
-        users = users[:, None]
-        ranks = torch.empty(len(users), n, dtype=torch.int64, device=users.device).random_()
-        ranks = ranks.remainder_(self.counts[users])
-        found = torch.searchsorted(self.keys, users * self.num_items + ranks, right=True)
-        return ranks + 1 + found - self.starts[users]
-
-
 @dataclass
 class DataSet:
     """A training file and the file to predict, ready for use.
@@ -305,6 +278,20 @@ class DataSet:
         train.to_sequence(L, T)
         test = Interactions(test_path, train.user_map, train.item_map)
         return cls(name, train, test, *_describe(train, test))
+
+    def headline(self):
+        """One line of counts."""
+        counts, (_, L), (_, T) = (
+            self.counts,
+            self.train.sequences.sequences.shape,
+            self.train.sequences.targets.shape,
+        )
+        return (
+            "{0}: {users} users, {items} items, {train_rows} train rows, {windows} windows"
+            " (L={1}, T={2}), {test_rows} test rows of {test_users} users".format(
+                self.name, L, T, **counts
+            )
+        )
 
     @cached_property
     def identity(self):
@@ -343,6 +330,31 @@ class DataSet:
                     " --allow_other_data accepts it all the same"
                 )
         return []
+
+
+def find_files(dataset, split, train_root=None, test_root=None):
+    """(name, training file, file to predict) of datasets/<dataset>/<split>/, or of given files.
+
+    ml-100k is prepared where it is missing. The name is that of the folder above test/ or
+    validation/; UserError where there is no such data set.
+    """
+    if train_root:
+        folder = Path(os.path.abspath(train_root)).parent
+        name = (folder.parent if folder.name in SPLITS else folder).name or "data"
+        paths = train_root, test_root
+    else:
+        name, folder = dataset, Path("datasets", dataset)
+        if name != folder.name:
+            raise UserError(f"--dataset {name!r}: give a folder's name, or use --train_root")
+        if not folder.is_dir():
+            if name != "ml-100k":
+                raise UserError(f"{folder}: no such data set; see datasets/README.md")
+            prepare = Path(__file__).with_name("datasets") / "prepare.py"
+            command = [sys.executable, prepare, name, "--output_dir", folder.parent]
+            if status := subprocess.run(command).returncode:
+                sys.exit(status)  # it has said why
+        paths = (str(folder / split / f"{part}.txt") for part in ("train", "test"))
+    return name + "-validation" * (split == "validation"), *paths
 
 
 def _describe(train, test):

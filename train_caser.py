@@ -5,24 +5,22 @@ python train_caser.py --dataset ml-100k --d 100
 
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
 from tqdm import tqdm
 
 from caser import ACTIVATIONS, Caser, load_weights, read_checkpoint
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
-from interactions import DataSet, UnobservedItems
+from interactions import SPLITS, DataSet, find_files
 from losses import pointwise_loss
 from utils import (
+    ComplementSampler,
     Parser,
     StopRequest,
     UserError,
@@ -33,8 +31,10 @@ from utils import (
     random_state,
     require_writable,
     run_command,
+    saved_flags,
     set_random_state,
     set_seed,
+    versions,
 )
 
 
@@ -85,17 +85,13 @@ class Recommender:
 
     def prepare(self, train):
         """Put the windows of ``train`` (after ``to_sequence``) on the device; make the network."""
-        self.sampler = UnobservedItems(train, self.device)
-        users, sequences, targets = (
+        windows = train.sequences
+        self.users, self.sequences, self.targets = (
             torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-            for array in (
-                train.sequences.user_ids,
-                train.sequences.sequences,
-                train.sequences.targets,
-            )
+            for array in (windows.user_ids, windows.sequences, windows.targets)
         )
-        self.users, self.sequences, self.targets = users, sequences, targets
-        self.instances = (self.sampler.counts[users] > 0).nonzero().flatten()
+        self.sampler = ComplementSampler(train.tocsr(), train.num_items - 1, self.device)
+        self.instances = (self.sampler.counts[self.users] > 0).nonzero().flatten()
         if self.net is None:
             self.net = self.network(train.num_users, train.num_items).to(self.device)
         self.optimizer = torch.optim.Adam(
@@ -272,24 +268,15 @@ class Recommender:
 def save_run(path, model, args, data):
     """Write the checkpoint ``path`` and the records beside it, each of them atomically."""
     config = dict(vars(args))
-    contents = model.state() | {
-        "config": config,
-        "data": data.identity,
-    }
     with atomic_write(path) as file:
-        torch.save(contents, file)
+        torch.save(model.state() | {"config": config, "data": data.identity}, file)
     header = {
         "script": model.script,
         "config": config,
         "seed": args.seed,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        "versions": versions(),
         "data": {"name": data.name} | data.counts,
     }
     with atomic_write(records_path(path), "w") as file:
@@ -307,28 +294,27 @@ def records_path(path):
 
 def get_args_parser(description=__doc__, d=100):
     parser = Parser(description=description.split("\n")[0])
+    # fmt: off
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="ml-100k", help="datasets/NAME/SPLIT/{train,test}.txt")
-    data.add_argument("--split", default="test", choices=["test", "validation"])
-    data.add_argument(
-        "--train_root", metavar="FILE", help="the training rows, instead of --dataset"
-    )
-    data.add_argument("--test_root", metavar="FILE", help="the rows to predict, with --train_root")
+    data.add_argument("--dataset", metavar="NAME", default="ml-100k",
+                      help="datasets/NAME/SPLIT/{train,test}.txt")
+    data.add_argument("--split", default="test", choices=SPLITS,
+                      help="test learns from train and validation rows, validation from train")
+    data.add_argument("--train_root", metavar="FILE", help="rows to learn from, not --dataset's")
+    data.add_argument("--test_root", metavar="FILE", help="rows to predict, with --train_root")
 
-    model = parser.add_argument_group("model (Caser)")
+    model = parser.add_argument_group("network (Caser)")
     flag = partial(numeric_flag, model)
-    flag("--L", 5, int, "[1, 1000]", "L: items of the window")
-    flag("--T", 1, int, "[1, 1000]", "T: targets of a window")
+    flag("--L", 5, int, "[1, 1000]", "L: the items of a window")
+    flag("--T", 1, int, "[1, 1000]", "T: the targets of a window")
     flag("--d", d, int, "[1, 100000]", "d: dimension of the embeddings")
-    flag("--nv", 2, int, "[0, 100000]", "n': vertical filters")
-    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters per height")
-    flag("--drop", 0.5, float, "[0, 1)", "dropout before fc1")
-    model.add_argument(
-        "--ac_conv", default="iden", choices=ACTIVATIONS, help="phi_c: convolution's activation"
-    )
-    model.add_argument(
-        "--ac_fc", default="sigm", choices=ACTIVATIONS, help="phi_a: fc1's activation"
-    )
+    flag("--nv", 2, int, "[0, 100000]", "n~: vertical filters")
+    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters of each height")
+    flag("--drop", 0.5, float, "[0, 1)", "dropout before the fully connected layer")
+    model.add_argument("--ac_conv", default="iden", choices=ACTIVATIONS,
+                       help="phi_c: activation of the horizontal convolution")
+    model.add_argument("--ac_fc", default="sigm", choices=ACTIVATIONS,
+                       help="phi_a: activation of the fully connected layer")
 
     training = parser.add_argument_group("training")
     flag = partial(numeric_flag, training)
@@ -339,34 +325,22 @@ def get_args_parser(description=__doc__, d=100):
     flag("--neg_samples", 3, int, "[1, inf)", "negatives per instance")
     flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
     training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
-                          help="auto is cuda where there is one, else cpu")  # fmt: skip
-    training.add_argument(
-        "--use_cuda",
-        type=boolean,
-        metavar="BOOL",
-        help="the authors' flag: true is --device cuda, false is --device cpu",
-    )
+                          help="auto is cuda where there is one, else cpu")
+    training.add_argument("--use_cuda", type=boolean, metavar="BOOL",
+                          help="the authors' flag: true is --device cuda, false is --device cpu")
 
     output = parser.add_argument_group("output")
     flag = partial(numeric_flag, output)
-    flag(
-        "--eval_every", 10, int, "[1, inf)", "epochs between evaluations; the last is evaluated too"
-    )
+    flag("--eval_every", 10, int, "[1, inf)", "epochs between evaluations; the last has one too")
     output.add_argument("--save_every", type=in_range(int, "[1, inf)"), metavar="N",
-                        help="epochs between checkpoints (default: at each evaluation)")  # fmt: skip
-    output.add_argument(
-        "--output_dir",
-        default="checkpoints",
-        metavar="DIR",
-        help="checkpoints, records, top-K caches",
-    )
-    output.add_argument("--checkpoint", metavar="FILE", help="resume this run, with its own flags")
+                        help="epochs between checkpoints (default: at each evaluation)")
+    output.add_argument("--output_dir", default="checkpoints", metavar="DIR",
+                        help="where checkpoints, records and top-K caches go")
+    output.add_argument("--checkpoint", metavar="FILE", help="resume this run, with its flags")
     output.add_argument("--evaluate", action="store_true", help="only evaluate --checkpoint")
-    output.add_argument(
-        "--allow_other_data",
-        action="store_true",
-        help="accept a checkpoint that was trained on other rows",
-    )
+    output.add_argument("--allow_other_data", action="store_true",
+                        help="accept a checkpoint that was trained on other rows")
+    # fmt: on
     return parser
 
 
@@ -382,11 +356,11 @@ def numeric_flag(group, name, default, kind, interval, help, *other_names):
     )
 
 
-# What a resumed run takes from its command line alone, and what it takes from the checkpoint
-# where the command line does not say; every other flag is the checkpoint's.
+# A resumed run takes these flags from its own command line alone ...
 OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "device", "use_cuda", "allow_other_data"}
-DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
-FREE_FLAGS = {"n_iter", "eval_every", "save_every"}
+# ... these from there if it gives them, else from the checkpoint, and all others from the latter.
+FREE_FLAGS = {"n_iter", "eval_every", "save_every", "dataset", "split", "train_root", "test_root",
+              "teacher_model_path", "teacher_model_dim", "teacher_topk_path"}  # fmt: skip
 
 
 def read_command(parser, script, argv):
@@ -394,16 +368,14 @@ def read_command(parser, script, argv):
     args, given = parser.parse(argv)
     if args.evaluate and not args.checkpoint:
         raise UserError("--evaluate needs --checkpoint, the model to evaluate")
-    if args.use_cuda is not None and "device" not in given:
-        args.device = "cuda" if args.use_cuda else "cpu"
-    args.device = str(pick_device(args.device))
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
     if checkpoint:
         if not args.evaluate and checkpoint.get("script", script) != script:
-            raise UserError(
-                f"{args.checkpoint}: resume it with {checkpoint['script']}, which made it"
-            )
-        _adopt(args, given, checkpoint)
+            raise UserError(f"{args.checkpoint}: {checkpoint['script']} made it and can resume it")
+        args = _with_saved_flags(parser, argv, args, given, checkpoint)
+    if args.use_cuda is not None and "device" not in given:
+        args.device = "cuda" if args.use_cuda else "cpu"
+    args.device = str(pick_device(args.device))
     if not args.nv and not args.nh:
         raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
     if bool(args.train_root) != bool(args.test_root):
@@ -412,58 +384,40 @@ def read_command(parser, script, argv):
         if "dataset" in given:
             raise UserError("give --dataset, or --train_root and --test_root, not both")
         split = Path(os.path.abspath(args.train_root)).parent.name
-        if split in {"test", "validation"}:
+        if split in SPLITS:
             if "split" in given and args.split != split:
                 raise UserError(f"--split {args.split}: --train_root is in a folder {split}/")
             args.split = split
     return args, checkpoint
 
 
-def _adopt(args, given, checkpoint):
-    """Let a checkpoint's own settings stand where ``args`` has none; refuse contradictions."""
+def _with_saved_flags(parser, argv, args, given, checkpoint):
+    """The checkpoint's own flags, those of ``argv`` over them; UserError on a contradiction."""
     settings = checkpoint.get("config", {}) | checkpoint["architecture"]
-    inherited = settings.keys() & vars(args).keys() - OWN_FLAGS
-    if given & DATA_FLAGS:
-        inherited -= DATA_FLAGS
-    for name in inherited:
-        value = settings[name]
-        if name not in given:
-            setattr(args, name, value)
-        elif getattr(args, name) != value and name not in FREE_FLAGS | DATA_FLAGS:
+    names = vars(args).keys() - OWN_FLAGS
+    if given & {"train_root", "test_root"}:
+        names -= {"dataset", "split"}
+    elif given & {"dataset", "split"}:
+        names -= {"train_root", "test_root"}
+    for name in (settings.keys() & given & names) - FREE_FLAGS:
+        if getattr(args, name) != settings[name]:
             raise UserError(
-                f"--{name} {getattr(args, name)}: {args.checkpoint} has {value}; leave the flag out"
+                f"--{name} {getattr(args, name)}: {args.checkpoint} has {settings[name]};"
+                " leave the flag out"
             )
+    argv = sys.argv[1:] if argv is None else argv
+    args, _ = parser.parse([*saved_flags(settings, names), *argv])
     if "output_dir" not in given:
         args.output_dir = str(Path(args.checkpoint).parent)
+    return args
 
 
 def load_data(args):
-    """The DataSet that the flags name, prepared on first use where that is possible."""
-    if args.train_root:
-        folder = Path(os.path.abspath(args.train_root)).parent
-        name = (folder.parent if folder.name in {"test", "validation"} else folder).name or "data"
-        paths = args.train_root, args.test_root
-    else:
-        name = args.dataset
-        if name != Path(name).name or name in {"", ".", ".."}:
-            raise UserError(f"--dataset {name!r}: give a folder's name, or use --train_root")
-        folder = Path("datasets", name)
-        if not folder.is_dir():
-            if name != "ml-100k":
-                raise UserError(f"{folder}: no such data set; see datasets/README.md")
-            prepare = Path(__file__).with_name("datasets") / "prepare.py"
-            command = [sys.executable, prepare, name, "--output_dir", folder.parent]
-            if status := subprocess.run(command).returncode:
-                sys.exit(status)
-        paths = (folder / args.split / f"{part}.txt" for part in ("train", "test"))
-    suffix = "-validation" if args.split == "validation" else ""
-    data = DataSet.load(name + suffix, *paths, args.L, args.T)
-    counts = data.counts
+    """The DataSet that the flags name; prints its counts, the protocol and the notes."""
+    files = find_files(args.dataset, args.split, args.train_root, args.test_root)
+    data = DataSet.load(*files, args.L, args.T)
     print(
-        f"{data.name}: {counts['users']} users, {counts['items']} items,"
-        f" {counts['train_rows']} train rows, {counts['windows']} windows (L={args.L},"
-        f" T={args.T}), {counts['test_rows']} test rows of {counts['test_users']} users."
-        f" Protocol: all items ranked, the user's train items and padding out,"
+        f"{data.headline()}. Protocol: all items ranked, the user's train items and padding out,"
         f" k={','.join(map(str, KS))}, ndcgs as in the paper; seed {args.seed}, {args.device}"
     )
     for note in data.notes:
@@ -487,16 +441,23 @@ def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     net.to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
-    print(f"{label}\t{metrics_line(means)}[{time.perf_counter() - started:.1f} s]", flush=True)
+    standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
+    seconds = time.perf_counter() - started
+    print(f"{label}\t{metrics_line(means)}, standard ndcgs={standard}[{seconds:.1f} s]", flush=True)
     return net
 
 
-def run(model, args, data, checkpoint, suffix=""):
-    """Train ``model`` as the flags say, saving as it goes; return the exit status."""
+def output_path(args, data, suffix=""):
+    """Where the checkpoint goes, its folder made and tried: UserError where nothing can."""
     name = f"{data.name}-caser-dim={args.d}{suffix}.pth.tar"
-    path = Path(args.output_dir, Path(args.checkpoint).name if checkpoint else name)
+    path = Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
     require_writable(path)
     require_writable(records_path(path))
+    return path
+
+
+def run(model, path, args, data, checkpoint):
+    """Train ``model`` as the flags say, saving as it goes; return the exit status."""
     set_seed(args.seed)
     model.prepare(data.train)
     if checkpoint:
@@ -530,8 +491,9 @@ def main(argv=None):
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
         return 0
+    path = output_path(args, data)
     model = Recommender(network_factory(args), **training_options(args))
-    return run(model, args, data, checkpoint)
+    return run(model, path, args, data, checkpoint)
 
 
 def training_options(args):

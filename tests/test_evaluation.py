@@ -1,0 +1,117 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_rows
+
+import evaluation
+from evaluation import evaluate_ranking, mean_metrics, metrics_line
+from interactions import DataSet
+from utils import UserError
+
+
+class FixedScores(torch.nn.Module):
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.as_tensor(scores, dtype=torch.float32))
+
+    def score_all(self, sequences, users):
+        return self.scores[users].clone()
+
+
+def slow_metrics(scores, seen, wanted, ks):
+    """One user: sort, look, count. Behind every tie, but targets that tie have distinct ranks."""
+    items = [i for i in range(1, len(scores)) if i not in seen]
+    ranking = sorted(items, key=lambda i: (-scores[i], i in wanted))
+    hits = [item in wanted for item in ranking]
+    result = {
+        "map": sum(sum(hits[: r + 1]) / (r + 1) for r, hit in enumerate(hits) if hit) / len(wanted)
+    }
+    for k in ks:
+        result[f"precision@{k}"] = sum(hits[:k]) / k
+        result[f"recall@{k}"] = sum(hits[:k]) / len(wanted)
+        ideal = sum(1 / math.log2(r + 2) for r in range(min(k, len(wanted))))
+        for name, cut in (("ndcg", k), ("ndcg_paper", min(k, len(wanted)))):
+            dcg = sum(hit / math.log2(r + 2) for r, hit in enumerate(hits[:cut]))
+            result[f"{name}@{k}"] = dcg / ideal
+    return result
+
+
+@pytest.mark.parametrize("block", [1 << 24, 50])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_equals_the_slow_version(tmp_path, monkeypatch, levels, block):
+    monkeypatch.setattr(evaluation, "BLOCK", block)
+    rng = np.random.default_rng(levels)
+    train, test = [], []
+    for user in range(30):
+        train += [(user, item) for item in rng.integers(0, 40, rng.integers(2, 20))]
+        test += [(user, item) for item in rng.integers(0, 50, rng.integers(0, 12))]
+    data = DataSet.load(
+        "toy", write_rows(tmp_path / "a", train), write_rows(tmp_path / "b", test), 3, 1
+    )
+    scores = rng.integers(0, levels, (data.train.num_users, data.train.num_items)).astype(float)
+    scores[:, 0] = 2000  # padding may score as it likes
+    ks = (1, 3, 10, 45)
+    ours = evaluate_ranking(FixedScores(scores), data.train, data.test, ks)
+    seen, wanted = data.train.tocsr(), data.test.tocsr()
+    users = [user for user in range(data.train.num_users) if wanted[user].nnz]
+    assert ours["user"].tolist() == users
+    for place, user in enumerate(users):
+        expected = slow_metrics(
+            scores[user], set(seen[user].indices), set(wanted[user].indices), ks
+        )
+        assert {name: values[place] for name, values in ours.items() if name != "user"} == (
+            pytest.approx(expected)
+        )
+
+
+def one_user(tmp_path, scores, targets, ks=(10,)):
+    """A user who has seen i1 and is tested on ``targets`` among items i1..iN."""
+    train = [("u", "i1")] + [("v", f"i{n}") for n in range(1, len(scores) - 1)]
+    train.append(("w", f"i{len(scores) - 1}"))
+    test = [("u", f"i{n}") for n in targets]
+    data = DataSet.load(
+        "toy", write_rows(tmp_path / "a", train), write_rows(tmp_path / "b", test), 2, 1
+    )
+    return evaluate_ranking(FixedScores([scores] * 3), data.train, data.test, ks)
+
+
+def test_one_target_at_rank_two(tmp_path):
+    result = one_user(tmp_path, [9, 9, 3, 2, 1], [3])
+    assert result["ndcg@10"] == pytest.approx(1 / math.log2(3))
+    assert result["ndcg_paper@10"] == 0  # k is cut to the one target
+    assert result["map"] == pytest.approx(0.5)
+
+
+def test_precision_divides_by_k_with_fewer_candidates(tmp_path):
+    assert one_user(tmp_path, [9, 9, 3, 2], [2, 3])["precision@10"] == pytest.approx(0.2)
+
+
+def test_a_target_that_was_seen_or_unknown_is_never_hit_but_counts(tmp_path):
+    result = one_user(tmp_path, [9, 9, 3, 2], [2, 1, 77])
+    assert result["recall@10"] == pytest.approx(1 / 3)
+    assert result["map"] == pytest.approx(1 / 3)
+
+
+def test_equal_scores_never_flatter(tmp_path):
+    assert one_user(tmp_path, [0, 0, 0, 0, 0, 0], [3], ks=(3, 4))["precision@3"] == 0
+    assert one_user(tmp_path, [0, 0, 0, 0, 0, 0], [3], ks=(3, 4))["precision@4"] == 0.25
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_refused(tmp_path, value):
+    with pytest.raises(UserError, match="finite"):
+        one_user(tmp_path, [0, 0, 1, value], [3])
+
+
+def test_nan_elsewhere_does_not_flatter(tmp_path):
+    assert one_user(tmp_path, [0, 0, math.nan, 1], [3])["map"] == pytest.approx(0.5)
+
+
+def test_log_line_is_the_authors(tmp_path):
+    means = mean_metrics(one_user(tmp_path, [9, 9, 3, 2, 1], [3], ks=(3, 5, 10)))
+    assert metrics_line(means) == (
+        "map=0.5000, precisions=0.3333,0.2000,0.1000, recalls=1.0000,1.0000,1.0000,"
+        " ndcgs=0.0000,0.0000,0.0000"
+    )

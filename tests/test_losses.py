@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+
+from losses import (
+    distillation_loss,
+    estimated_rank,
+    normalized,
+    pointwise_loss,
+    position_importance_weight,
+    ranking_discrepancy_weight,
+)
+
+
+def test_pointwise_loss_equals_the_naive_form():
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = (torch.randn(4, n, generator=generator).double() for n in (2, 3))
+    naive = -torch.log(torch.sigmoid(positive)).sum(1) - torch.log(1 - torch.sigmoid(negative)).sum(
+        1
+    )
+    assert torch.allclose(pointwise_loss(positive, negative), naive.mean(), atol=1e-12)
+
+
+def test_losses_are_finite_for_any_score():
+    positive = torch.tensor([[-110.0, -1e30]], requires_grad=True)
+    negative = torch.tensor([[20.0, 1e30]], requires_grad=True)
+    loss = pointwise_loss(positive, negative) + distillation_loss(positive, torch.ones(2))
+    loss.backward()
+    assert loss.isfinite()
+    assert positive.grad.tolist() == [[-2, -2]]
+    assert negative.grad.tolist() == [[1, 1]]
+
+
+def test_losses_keep_the_batch_axis():
+    one = pointwise_loss(torch.zeros(1, 1), torch.zeros(1, 1))
+    assert one.item() == pytest.approx(2 * math.log(2))
+
+
+def test_position_importance_is_equation_8():
+    K, lamda = 4, 2.0
+    raw = [math.exp(-r / lamda) for r in range(1, K + 1)]
+    expected = [value / sum(raw) for value in raw]
+    assert position_importance_weight(K, lamda).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("lamda", [1e-320, 1e-3, 1e300])
+def test_position_importance_is_finite(lamda):
+    weight = position_importance_weight(10, lamda)
+    assert weight.isfinite().all()
+    assert weight.sum() == pytest.approx(1)
+
+
+def test_estimated_rank_counts_items_without_padding():
+    """floor((num_items - 1) n / S): one item too many gives 7 here and not 6."""
+    candidate = torch.tensor([[0.0]])
+    sample = torch.tensor([[1.0, 1, 1, 1, 1, 1, -1]])
+    assert estimated_rank(candidate, sample, num_items=8 + 1).item() == 6  # floor(8 * 6 / 7)
+    assert estimated_rank(candidate, sample, num_items=9 + 1).item() == 7
+
+
+def test_estimated_rank_is_exact_where_floats_are_not():
+    """(num_items - 1) / S * n as floats is 28.999... here."""
+    candidate, sample = torch.zeros(1, 1), torch.ones(1, 100)
+    sample[:, 29:] = -1
+    assert estimated_rank(candidate, sample, num_items=101).item() == 29
+
+
+def test_a_sample_that_ties_or_is_the_candidate_is_not_above():
+    candidate = torch.tensor([[0.0, 1.0]])
+    sample = torch.tensor([[0.0, 0.0]])
+    assert estimated_rank(candidate, sample, num_items=11).tolist() == [[0, 0]]
+    sample = torch.tensor([[1e-7, 2.0]])  # the first is candidate 0, scored by another kernel
+    same = torch.tensor([[[True, False], [False, False]]])
+    assert estimated_rank(candidate, sample, num_items=11, same=same).tolist() == [[5, 5]]
+
+
+def test_ranking_discrepancy_is_equation_9():
+    rank = torch.tensor([[0.0, 0.0, 12.0]])
+    expected = [[0, 0, math.tanh(0.1 * (12 - 2))]]
+    assert ranking_discrepancy_weight(rank, 0.1).tolist() == [pytest.approx(expected[0])]
+
+
+def test_normalized_weight_sums_to_one_or_is_zero():
+    weight = normalized(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+    assert weight.tolist() == [[0.25, 0.75], [0, 0]]
