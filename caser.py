@@ -104,8 +104,8 @@ class Caser(nn.Module):
 
     def _vertical(self, E):
         """nv filters (L, 1): weighted sums of the window's items, without activation."""
-        weight = self.conv_v.weight.flatten(1)  # (nv, L)
-        mixed = torch.matmul(weight, E)  # (B, nv, d)
+        weight = self.conv_v.weight.flatten(1).expand(len(E), -1, -1)  # (B, nv, L)
+        mixed = torch.bmm(weight, E)  # (B, nv, d); several times faster than matmul here
         return (mixed + self.conv_v.bias[:, None]).flatten(1)
 
     def _horizontal(self, E):

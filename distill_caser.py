@@ -34,7 +34,7 @@ from train_caser import (
 )
 from utils import UserError, atomic_write, fingerprint, require_writable, run_command
 
-BLOCK = 1 << 24  # scores held at a time
+BLOCK = 1 << 22  # scores held at a time
 
 
 class DistilledRecommender(Recommender):

@@ -67,7 +67,9 @@ def test_log_records_and_checkpoint(command, toy, tmp_path):
     assert header["data"]["users"] == 12
     assert header["versions"]["torch"] == torch.__version__
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    metrics = {f"{n}@{k}" for n in ("precision", "recall", "ndcg", "ndcg_paper") for k in (3, 5, 10)}
+    metrics = {
+        f"{n}@{k}" for n in ("precision", "recall", "ndcg", "ndcg_paper") for k in (3, 5, 10)
+    }
     assert rows[0].keys() == {"epoch", "loss", "train_seconds"}
     assert rows[1].keys() == rows[0].keys() | metrics | {"map", "eval_seconds"}
 
@@ -95,8 +97,8 @@ def test_evaluate_gives_the_digits_of_the_last_epoch_and_writes_nothing(command,
 def test_validation_split_is_in_the_name(command, toy, tmp_path):
     folder = toy.folder.with_name("validation")
     toy.folder.rename(folder)
-    command(train_caser.main, "--train_root", folder / "train.txt", "--test_root",
-            folder / "test.txt", *SMALL, "--n_iter", 1, "--output_dir", tmp_path / "out")  # fmt: skip
+    files = ["--train_root", folder / "train.txt", "--test_root", folder / "test.txt"]
+    command(train_caser.main, *files, *SMALL, "--n_iter", 1, "--output_dir", tmp_path / "out")
     assert (tmp_path / "out" / "toy-validation-caser-dim=6.pth.tar").exists()
 
 
@@ -118,7 +120,9 @@ def test_a_new_run_replaces_the_old_one_at_its_first_save(command, toy, tmp_path
     assert [row["epoch"] for row in rows] == [1, 2]
 
 
-@pytest.mark.parametrize(("save_every", "saved_after"), [([], [2, 4, 5]), (["--save_every", 3], [3, 5])])
+@pytest.mark.parametrize(
+    ("save_every", "saved_after"), [([], [2, 4, 5]), (["--save_every", 3], [3, 5])]
+)
 def test_save_every(command, toy, tmp_path, monkeypatch, save_every, saved_after):
     saved = []
     monkeypatch.setattr(
@@ -270,7 +274,11 @@ def test_stopping_in_an_epoch_and_resuming_changes_nothing(command, toy, tmp_pat
         status, out, _ = command(train_caser.main, "--checkpoint", path)
     assert (status, stops) == (0, 4)
     assert_same_weights(whole, path)
-    assert [row["epoch"] for row in records(path.with_name("toy-caser-dim=6.jsonl"))[1:]] == [1, 2, 3]
+    assert [row["epoch"] for row in records(path.with_name("toy-caser-dim=6.jsonl"))[1:]] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_nothing_to_do(command, toy, tmp_path):
