@@ -5,11 +5,14 @@ Letters, here and everywhere: B batch, L window, T targets, d dimension, N items
 K length of the teacher's list, S dynamic samples.
 """
 
+import json
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import UserError, load_tensors
+from utils import UserError, load_tensors, numeric_flag
 
 ACTIVATIONS = {
     "iden": nn.Identity,
@@ -150,21 +153,41 @@ def dropout(x, p, training):
     return x * keep * (1 / (1 - dropped / (1 << 16)))
 
 
-def read_checkpoint(path):
-    """A checkpoint of ours or of the authors' as a dict, its ``path`` and ``architecture`` added.
+CHECKPOINT_KINDS = {
+    dict: ("state_dict", "optimizer", "architecture", "config", "data", "metrics", "made_from",
+           "epoch_random", "step_random"),
+    int: ("epoch_num", "step"), float: ("step_seconds",), str: ("script",), list: ("records",),
+    torch.Tensor: ("step_losses",),
+}  # fmt: skip
 
-    Raises UserError where the file is no such thing. An authors' checkpoint has no ``script``.
+
+def read_checkpoint(path):
+    """A checkpoint of this project's or of the authors' as a dict, without running its code.
+
+    Its ``path``, ``num_users`` and ``num_items`` are added; its ``architecture`` holds what the
+    weights' shapes tell, and drop, ac_conv and ac_fc where the file has them (the authors' has
+    not, nor ``script``, ``config`` and ``data``). Raises UserError where it is no checkpoint.
     """
     checkpoint = load_tensors(path)
     try:
+        for kind, keys in CHECKPOINT_KINDS.items():
+            for key in checkpoint.keys() & keys:
+                if not isinstance(checkpoint[key], kind):
+                    raise ValueError(f"its {key} is no {kind.__name__}")
+        if checkpoint["epoch_num"] < 0:
+            raise ValueError("its epoch_num is negative")
+        for record in checkpoint.get("records", []):
+            json.dumps(dict(record))  # they will be written again
         weights = checkpoint["state_dict"]
         if not all(value.is_contiguous() and value.isfinite().all() for value in weights.values()):
             raise ValueError("its weights are damaged")
-        num_users, num_items = (len(weights[f"{t}_embeddings.weight"]) for t in ("user", "item"))
-        shapes = Caser.architecture_of(weights)
-        known = {"path": str(path), "num_users": num_users, "num_items": num_items}
-        checkpoint["epoch_num"] = int(checkpoint["epoch_num"])
-        return {"architecture": shapes} | checkpoint | known
+        known = {"epoch_num": checkpoint["epoch_num"], "path": str(path)}
+        for table in ("user", "item"):
+            known[f"num_{table}s"] = len(weights[f"{table}_embeddings.weight"])
+        saved = checkpoint.get("architecture", {})
+        saved = {name: saved[name] for name in ("drop", "ac_conv", "ac_fc") if name in saved}
+        Caser(1, 1, L=1, d=1, **saved)  # do these fit together?
+        return checkpoint | known | {"architecture": Caser.architecture_of(weights) | saved}
     except (
         KeyError,
         ValueError,
@@ -173,8 +196,9 @@ def read_checkpoint(path):
         IndexError,
         UnboundLocalError,
     ) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: not a checkpoint of this project or of the authors' ({error})"
+            f"{path}: no checkpoint of this project's or of the authors' ({reason})"
         ) from None
 
 
@@ -185,3 +209,39 @@ def load_weights(net, checkpoint):
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{checkpoint['path']}: its weights do not fit: {reason}") from None
+
+
+NETWORK_FLAGS = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
+
+
+def add_network_flags(group, d):
+    """Give an argument group the flags that describe a Caser, with ``d`` as its default d."""
+    # fmt: off
+    flag = partial(numeric_flag, group)
+    flag("--L", 5, int, "[1, 1000]", "L: the items of a window")
+    flag("--T", 1, int, "[1, 1000]", "T: the targets of a window")
+    flag("--d", d, int, "[1, 100000]", "d: dimension of the embeddings")
+    flag("--nv", 2, int, "[0, 100000]", "n~: vertical filters")
+    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters of each height")
+    flag("--drop", 0.5, float, "[0, 1)", "dropout before the fully connected layer")
+    group.add_argument("--ac_conv", default="iden", choices=ACTIVATIONS,
+                       help="phi_c: activation of the horizontal convolution")
+    group.add_argument("--ac_fc", default="sigm", choices=ACTIVATIONS,
+                       help="phi_a: activation of the fully connected layer")
+    # fmt: on
+
+
+def network_factory(args):
+    """The (num_users, num_items) -> Caser that the flags describe."""
+    if not args.nv and not args.nh:
+        raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
+    return partial(Caser, **{name: getattr(args, name) for name in NETWORK_FLAGS})
+
+
+def restore_network(checkpoint, args):
+    """The Caser of a checkpoint; what its file does not tell comes from the flags."""
+    flags = {name: getattr(args, name) for name in NETWORK_FLAGS}
+    sizes = checkpoint["num_users"], checkpoint["num_items"]
+    net = Caser(*sizes, **flags | checkpoint["architecture"])
+    load_weights(net, checkpoint)
+    return net

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caser import read_checkpoint
+from caser import network_factory, read_checkpoint
 from interactions import PADDING
 from losses import (
     distillation_loss,
@@ -24,15 +24,20 @@ from train_caser import (
     evaluate_checkpoint,
     get_args_parser,
     load_data,
-    network_factory,
     nothing_to_do,
-    numeric_flag,
     output_path,
     read_command,
     run,
     training_options,
 )
-from utils import UserError, atomic_write, fingerprint, require_writable, run_command
+from utils import (
+    UserError,
+    atomic_write,
+    fingerprint,
+    numeric_flag,
+    require_writable,
+    run_command,
+)
 
 BLOCK = 1 << 22  # scores held at a time
 
@@ -157,18 +162,22 @@ def teacher_lists(net, train, K, exclude="target"):
         else:
             scores.scatter_(1, torch.from_numpy(windows.targets[block]).to(device), -torch.inf)
         best = scores.topk(K, dim=1)
-        lists[block] = best.indices.cpu().numpy()
+        # Only an owner of everything, on whose windows nothing is trained, has too few.
+        lists[block] = best.indices.where(best.values > -torch.inf, PADDING).cpu().numpy()
     return lists
 
 
 def check_K(K, train, exclude):
     """UserError where some list could not be filled with K items."""
-    T = train.sequences.targets.shape[1]
-    out = int(np.diff(train.tocsr().indptr).max()) if exclude == "observed" else T
-    most = train.num_items - 1 - out
+    items = train.num_items - 1
+    if exclude == "observed":
+        histories = np.diff(train.tocsr().indptr)
+        left_out, what = histories[histories < items].max(initial=0), "the longest history"
+    else:
+        left_out, what = train.sequences.targets.shape[1], "T"
+    most = items - left_out
     if most < K:
-        what = "the longest history" if exclude == "observed" else "T"
-        raise UserError(f"--K {K}: must be in [1, {most}], the number of items less {what}")
+        raise UserError(f"--K {K}: must be in [1, {most}]: the number of items less {what}")
 
 
 def load_or_build_lists(path, named, made_from, shape, num_items, build):
@@ -251,14 +260,14 @@ def get_distill_args_parser():
     group.add_argument("--teacher_exclude", default="target", choices=["target", "observed"],
                        help="what the lists leave out: the target, as in the authors' code, or "
                        "all of the user's train items, as in the paper")
-    flag("--K", 10, int, "[1, inf)", "K: length of the teacher's list")
+    flag("--K", 10, int, "[1, 1e9]", "K: length of the teacher's list")
     flag("--teach_alpha", 1.0, float, "[0, inf)",
          "alpha / (1 - alpha): factor of the distillation loss")
     flag("--lamda", 1.0, float, "(0, inf)", "lambda of Eq. 8, the position importance")
     flag("--mu", 0.1, float, "(0, inf)", "mu of Eq. 9, the ranking discrepancy")
-    flag("--dynamic_samples", 100, int, "[1, inf)", "epsilon: items that estimate a rank",
+    flag("--dynamic_samples", 100, int, "[1, 1e9]", "epsilon: items that estimate a rank",
          "--num_dynamic_samples")
-    flag("--dynamic_start_epoch", 10, int, "[0, inf)", "last epoch without ranking discrepancy")
+    flag("--dynamic_start_epoch", 10, int, "[0, 1e9]", "last epoch without ranking discrepancy")
     group.add_argument("--weights", default="hybrid", help="w of the distillation loss (Table 4)",
                        choices=["hybrid", "position", "discrepancy", "uniform"])
     group.add_argument("--hybrid_weight", default="product", choices=["product", "normalized"],
@@ -273,6 +282,7 @@ def main(argv=None):
     args, checkpoint = read_command(parser, DistilledRecommender.script, argv)
     if nothing_to_do(args, checkpoint):
         return 0
+    network = network_factory(args)
     data = load_data(args)
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
@@ -281,7 +291,7 @@ def main(argv=None):
     check_K(args.K, data.train, args.teacher_exclude)
     lists, made_from = lists_for(args, data)
     model = DistilledRecommender(
-        network_factory(args),
+        network,
         lists,
         args.teach_alpha,
         args.lamda,

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from caser import ACTIVATIONS, Caser, load_weights, read_checkpoint
+from caser import (
+    add_network_flags,
+    load_weights,
+    network_factory,
+    read_checkpoint,
+    restore_network,
+)
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
 from interactions import SPLITS, DataSet, find_files
 from losses import pointwise_loss
@@ -27,6 +33,7 @@ from utils import (
     atomic_write,
     boolean,
     in_range,
+    numeric_flag,
     pick_device,
     random_state,
     require_writable,
@@ -95,10 +102,7 @@ class Recommender:
         if self.net is None:
             self.net = self.network(train.num_users, train.num_items).to(self.device)
         self.optimizer = torch.optim.Adam(
-            self.net.parameters(),
-            lr=self.learning_rate,
-            weight_decay=self.l2,
-            fused=True,
+            self.net.parameters(), lr=self.learning_rate, weight_decay=self.l2, fused=True
         )
 
     def fit(self, train, test=None, eval_every=10, save_every=None, save=None):
@@ -245,21 +249,22 @@ class Recommender:
                 for moment in (state["exp_avg"], state["exp_avg_sq"]):
                     if moment.shape != parameter.shape or not moment.isfinite().all():
                         raise ValueError("a moment does not fit its weight")
+            for group in self.optimizer.param_groups:
+                group.update(lr=self.learning_rate, weight_decay=self.l2, fused=True)
+            self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
+            self.records = list(checkpoint.get("records", []))
+            if "epoch_random" in checkpoint:
+                set_random_state(checkpoint["epoch_random"], self.device)
+                self._step_random = checkpoint["step_random"]
+                self._seconds = checkpoint["step_seconds"]
+                batches = -(-len(self.instances) // self.batch_size)
+                if not 0 <= self.step < batches:
+                    raise ValueError(f"step {self.step} of {batches}")
+                self._losses = torch.zeros(batches, 2, device=self.device)
+                self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(
-                f"{checkpoint['path']}: the optimizer in it does not fit: {error}"
-            ) from None
-        for group in self.optimizer.param_groups:
-            group.update(lr=self.learning_rate, weight_decay=self.l2, fused=True)
-        self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
-        self.records = list(checkpoint.get("records", []))
-        if "epoch_random" in checkpoint:
-            set_random_state(checkpoint["epoch_random"], self.device)
-            self._step_random = checkpoint["step_random"]
-            self._seconds = checkpoint["step_seconds"]
-            batches = -(-len(self.instances) // self.batch_size)
-            self._losses = torch.zeros(batches, 2, device=self.device)
-            self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
+            reason = " ".join(str(error).split())
+            raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -303,26 +308,15 @@ def get_args_parser(description=__doc__, d=100):
     data.add_argument("--train_root", metavar="FILE", help="rows to learn from, not --dataset's")
     data.add_argument("--test_root", metavar="FILE", help="rows to predict, with --train_root")
 
-    model = parser.add_argument_group("network (Caser)")
-    flag = partial(numeric_flag, model)
-    flag("--L", 5, int, "[1, 1000]", "L: the items of a window")
-    flag("--T", 1, int, "[1, 1000]", "T: the targets of a window")
-    flag("--d", d, int, "[1, 100000]", "d: dimension of the embeddings")
-    flag("--nv", 2, int, "[0, 100000]", "n~: vertical filters")
-    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters of each height")
-    flag("--drop", 0.5, float, "[0, 1)", "dropout before the fully connected layer")
-    model.add_argument("--ac_conv", default="iden", choices=ACTIVATIONS,
-                       help="phi_c: activation of the horizontal convolution")
-    model.add_argument("--ac_fc", default="sigm", choices=ACTIVATIONS,
-                       help="phi_a: activation of the fully connected layer")
+    add_network_flags(parser.add_argument_group("network (Caser)"), d)
 
     training = parser.add_argument_group("training")
     flag = partial(numeric_flag, training)
-    flag("--n_iter", 50, int, "[1, inf)", "epochs in all, those of --checkpoint included")
-    flag("--batch_size", 512, int, "[1, inf)", "instances per step")
+    flag("--n_iter", 50, int, "[1, 1e9]", "epochs in all, those of --checkpoint included")
+    flag("--batch_size", 512, int, "[1, 1e9]", "instances per step")
     flag("--learning_rate", 1e-3, float, "(0, inf)", "of Adam")
     flag("--l2", 1e-6, float, "[0, inf)", "weight decay, added to the gradient")
-    flag("--neg_samples", 3, int, "[1, inf)", "negatives per instance")
+    flag("--neg_samples", 3, int, "[1, 1e9]", "negatives per instance")
     flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
     training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                           help="auto is cuda where there is one, else cpu")
@@ -331,8 +325,8 @@ def get_args_parser(description=__doc__, d=100):
 
     output = parser.add_argument_group("output")
     flag = partial(numeric_flag, output)
-    flag("--eval_every", 10, int, "[1, inf)", "epochs between evaluations; the last has one too")
-    output.add_argument("--save_every", type=in_range(int, "[1, inf)"), metavar="N",
+    flag("--eval_every", 10, int, "[1, 1e9]", "epochs between evaluations; the last has one too")
+    output.add_argument("--save_every", type=in_range(int, "[1, 1e9]"), metavar="N",
                         help="epochs between checkpoints (default: at each evaluation)")
     output.add_argument("--output_dir", default="checkpoints", metavar="DIR",
                         help="where checkpoints, records and top-K caches go")
@@ -342,18 +336,6 @@ def get_args_parser(description=__doc__, d=100):
                         help="accept a checkpoint that was trained on other rows")
     # fmt: on
     return parser
-
-
-def numeric_flag(group, name, default, kind, interval, help, *other_names):
-    """Add a flag for a number, its range in the help and in the refusal of what is outside."""
-    group.add_argument(
-        name,
-        *other_names,
-        default=default,
-        type=in_range(kind, interval),
-        metavar="N" if kind is int else "X",
-        help=f"{help}; in {interval}",
-    )
 
 
 # A resumed run takes these flags from its own command line alone ...
@@ -376,8 +358,6 @@ def read_command(parser, script, argv):
     if args.use_cuda is not None and "device" not in given:
         args.device = "cuda" if args.use_cuda else "cpu"
     args.device = str(pick_device(args.device))
-    if not args.nv and not args.nh:
-        raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
     if bool(args.train_root) != bool(args.test_root):
         raise UserError("--train_root and --test_root go together; give both")
     if args.train_root:
@@ -425,20 +405,11 @@ def load_data(args):
     return data
 
 
-def network_factory(args):
-    """The (num_users, num_items) -> network that the flags describe."""
-    names = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
-    return partial(Caser, **{name: getattr(args, name) for name in names})
-
-
 def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     """Load a checkpoint's network for the data, print its metrics, return it."""
     for note in data.check(checkpoint, args.allow_other_data):
         print(f"note: {note}")
-    settings = {name: getattr(args, name) for name in ("drop", "ac_conv", "ac_fc")}
-    net = Caser(data.train.num_users, data.train.num_items, **settings | checkpoint["architecture"])
-    load_weights(net, checkpoint)
-    net.to(args.device)
+    net = restore_network(checkpoint, args).to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
     standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
@@ -487,12 +458,13 @@ def main(argv=None):
     args, checkpoint = read_command(get_args_parser(), Recommender.script, argv)
     if nothing_to_do(args, checkpoint):
         return 0
+    network = network_factory(args)
     data = load_data(args)
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
         return 0
     path = output_path(args, data)
-    model = Recommender(network_factory(args), **training_options(args))
+    model = Recommender(network, **training_options(args))
     return run(model, path, args, data, checkpoint)
 
 

@@ -22,6 +22,8 @@ class UserError(Exception):
 
 def run_command(main):
     """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2."""
+    with contextlib.suppress(ValueError):  # only the main thread may; what it opened is closed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         status = main()
     except KeyboardInterrupt:
@@ -102,6 +104,18 @@ def in_range(kind, interval):
         raise argparse.ArgumentTypeError(f"{text!r} is not {noun} in {interval}")
 
     return parse
+
+
+def numeric_flag(group, name, default, kind, interval, help, *other_names):
+    """Add a flag for a number, its range in the help and in the refusal of what is outside."""
+    group.add_argument(
+        name,
+        *other_names,
+        default=default,
+        type=in_range(kind, interval),
+        metavar="N" if kind is int else "X",
+        help=f"{help}; in {interval}",
+    )
 
 
 def pick_device(name):

@@ -198,8 +198,11 @@ def test_damaged_checkpoints_never_break(command, tmp_path_factory, data):
         rows = [(user, item) for user in "abcd" for item in "uvwxyz"[: 3 + ord(user) % 3]]
         write_rows(folder / "test" / "train.txt", rows)
         write_rows(folder / "test" / "test.txt", [("a", "z"), ("b", "z")])
-    flags = ["--train_root", folder / "test" / "train.txt", "--test_root", folder / "test" / "test.txt",
-             "--d", 4, "--n_iter", 1, "--output_dir", folder / "out"]  # fmt: skip
+    files = (folder / "test" / f"{part}.txt" for part in ("train", "test"))
+    roots = [
+        word for pair in zip(("--train_root", "--test_root"), files, strict=True) for word in pair
+    ]
+    flags = [*roots, "--d", 4, "--n_iter", 1, "--output_dir", folder / "out"]
     path = folder / "out" / "damaged-caser-dim=4.pth.tar"
     if not path.exists():
         assert command(train_caser.main, *flags)[0] == 0

@@ -351,3 +351,14 @@ def test_restoring_needs_the_same_lists(taught, toy):
     other.prepare(data.train)
     with pytest.raises(UserError, match="teacher a, this run has b"):
         other.restore(first.state() | {"path": "file"})
+
+
+def test_an_owner_of_everything_does_not_forbid_distilling(taught, command, toy, tmp_path):
+    items = sorted({line.split()[1] for line in toy.train.read_text().splitlines()})
+    toy.train.write_text(toy.train.read_text() + "".join(f"all {item}\n" for item in items))
+    text = toy.train.read_text().replace(" 1\n", "\n")
+    toy.train.write_text(text)
+    train(command, toy, tmp_path, "--n_iter", 1)
+    status, out, _ = taught("--n_iter", 1, "--teacher_exclude", "observed")
+    assert status == 0
+    assert "'all'" in out

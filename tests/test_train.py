@@ -362,5 +362,31 @@ def test_restoring_needs_an_optimizer_that_fits(toy):
     model.fit(data.train)
     state = model.state() | {"path": "file"}
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
-    with pytest.raises(UserError, match="optimizer"):
+    with pytest.raises(UserError, match="moment"):
         model.restore(state)
+
+
+JUNK = [None, -1, ["x", 1], {"a": torch.zeros(3)}]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=str)
+def test_a_checkpoint_with_junk_in_any_place_never_breaks(command, toy, tmp_path, junk):
+    train(command, toy, tmp_path, "--n_iter", 1)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    whole = torch.load(path, weights_only=True)
+    inner = [(key, name) for key in ("config", "architecture", "data") for name in whole[key]]
+    for place in [(key,) for key in whole] + inner:
+        changed = {
+            key: dict(value) if isinstance(value, dict) else value for key, value in whole.items()
+        }
+        holder = changed
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = junk
+        torch.save(changed, path)
+        before = tree(tmp_path)
+        flags = [*toy.flags, "--n_iter", 2]
+        status, _, err = command(train_caser.main, "--checkpoint", path, *flags)
+        assert status in (0, 2), place
+        assert len(err) == (status == 2), place
+        assert status == 0 or tree(tmp_path) == before
