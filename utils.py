@@ -8,6 +8,7 @@ import platform
 import random
 import signal
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -207,7 +208,9 @@ def load_tensors(path):
             with zipfile.ZipFile(path) as archive:  # torch stores its records uncompressed
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                     raise ValueError("its records are compressed")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old or odd pickles, which are then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # whatever an unpickler says of bytes that are not its own
