@@ -1,0 +1,245 @@
+"""Time every phase beside the bare kernels it can't do without; a script, no test.
+
+    python tests/benchmark.py                       a made-up data set of Gowalla's size
+    python tests/benchmark.py --train_root F --test_root F
+
+Prints a table and one JSON line. A phase's limit is a multiple of what was measured beside it in
+the same run; times are medians.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from caser import Caser
+from distill_caser import DistilledRecommender, teacher_lists
+from evaluation import evaluate_ranking
+from interactions import DataSet
+from train_caser import Recommender
+from utils import Parser, in_range, pick_device, run_command, set_seed, versions
+
+GOWALLA = (13_149, 14_009, 433_356)  # users, items, train rows of the test split
+K, SAMPLES, NEGATIVES, BATCH = 10, 100, 3, 512
+
+
+def made_up(folder, users, items, rows):
+    """Write train.txt and test.txt of these sizes, skewed as Gowalla is.
+
+    Popularity falls as a power law and every item occurs; histories are log-normal, at least 12
+    rows in train, and a quarter as many in test.
+    """
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.normal(0, 0.9, users))
+    lengths = 12 + np.floor(lengths / lengths.sum() * (rows - 12 * users)).astype(int)
+    lengths[0] += rows - lengths.sum()
+    popularity = 1 / np.arange(1, items + 1) ** 0.6
+    cumulative = np.cumsum(popularity) / popularity.sum()
+    for name, counts in (("train", lengths), ("test", -(-lengths // 4))):
+        user = np.repeat(np.arange(users), counts)
+        item = np.searchsorted(cumulative, rng.random(len(user)))
+        item[:items] = rng.permutation(items)[: len(item)]
+        np.savetxt(folder / f"{name}.txt", np.stack([user, item, np.ones_like(user)], 1), "%d")
+    return folder / "train.txt", folder / "test.txt"
+
+
+def median_seconds(function, times, device):
+    """The median time of ``function()`` over ``times`` runs, after one that does not count."""
+    seconds = []
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def step(model):
+    """A function that does the next training step of a prepared model."""
+    model.net.train()
+    batches = iter([])
+
+    def run():
+        nonlocal batches
+        rows = next(batches, None)
+        if rows is None:
+            batches = iter(
+                [part for part in model.epoch_order().split(BATCH) if len(part) == BATCH]
+            )
+            rows = next(batches)
+        loss, _ = model._batch_loss(rows)
+        model.optimizer.zero_grad()
+        loss.backward()
+        model.optimizer.step()
+
+    return run
+
+
+def bare_products(L, d, nv, nh, device):
+    """The matrix products of a step, forward and backward, as a function: banded convolution,
+    vertical filters and fc1."""
+    width = nh * L * (L + 1) // 2
+    E = torch.randn(BATCH, L * d, device=device)
+    band, response = (
+        torch.randn(width, L * d, device=device),
+        torch.randn(BATCH, width, device=device),
+    )
+    vertical = torch.randn(BATCH, nv, L, device=device)
+    mixed = torch.randn(BATCH, nv, d, device=device)
+    features = torch.randn(BATCH, nv * d + nh * L, device=device)
+    fc1, z = torch.randn(d, features.shape[1], device=device), torch.randn(BATCH, d, device=device)
+
+    def run():
+        E @ band.T, response @ band, response.T @ E
+        window = E.view(BATCH, L, d)
+        vertical @ window, vertical.mT @ mixed, mixed @ window.mT
+        features @ fc1.T, z @ fc1, z.T @ features
+
+    return run
+
+
+def bare_adam(net, device):
+    """One fused Adam step over tensors of the network's sizes, gradients ready."""
+    tensors = [torch.nn.Parameter(torch.randn_like(value)) for value in net.parameters()]
+    for tensor in tensors:
+        tensor.grad = torch.randn_like(tensor)
+    return torch.optim.Adam(tensors, weight_decay=1e-6, fused=True).step
+
+
+def bare_scoring(n, net, device):
+    """``n`` vectors times all items: the product of an evaluation or of the teacher's lists."""
+    W2 = net.W2.weight.detach()
+    x = torch.randn(min(n, 2048), W2.shape[1], device=device)
+
+    def run():
+        for part in x.split(256):
+            part @ W2.T
+
+    return run, n / len(x)
+
+
+def measure(data, device, repeat):
+    """The rows of the table: (phase, seconds, limit in seconds or None, what the limit is)."""
+    steps = 20 * repeat
+    timed = partial(median_seconds, device=device)
+    train, test = data.train, data.test
+    windows = len(train.sequences.user_ids)
+    teacher = Recommender(partial(Caser, d=100), device=device)
+    student = Recommender(partial(Caser, d=50), device=device)
+    lists = np.random.default_rng(0).integers(1, train.num_items, (windows, K), dtype=np.int32)
+    distilled = DistilledRecommender(partial(Caser, d=50), lists, device=device,
+                                     dynamic_start_epoch=0)  # fmt: skip
+    for model in (teacher, student, distilled):
+        set_seed(0)
+        model.prepare(train)
+    users = teacher.users[teacher.instances[torch.randperm(len(teacher.instances))[:BATCH]]]
+
+    plain = timed(step(teacher), steps)
+    products = timed(bare_products(5, 100, 2, 16, device), steps)
+    adam = timed(bare_adam(teacher.net, device), steps)
+    negatives = timed(lambda: teacher.sampler.draw(users, NEGATIVES), steps)
+    small = timed(step(student), steps)
+    rich = timed(step(distilled), steps)
+    draw = timed(lambda: distilled.sampler.draw(users, SAMPLES), steps)
+    W2, x = student.net.W2.weight.detach(), torch.randn(BATCH, 1, 100, device=device)
+    samples = distilled.sampler.draw(users, SAMPLES)
+    gather = timed(lambda: (W2[samples] * x).sum(2), steps)
+
+    evaluation = timed(lambda: evaluate_ranking(teacher.net, train, test), repeat)
+    product, factor = bare_scoring(data.counts["test_users"], teacher.net, device)
+    evaluation_product = timed(product, repeat) * factor
+    cache = timed(lambda: teacher_lists(teacher.net, train, K), 1)
+    product, factor = bare_scoring(windows, teacher.net, device)
+    cache_product = timed(product, repeat) * factor
+    return [
+        ("draw the 3 negatives of a step", negatives, 0.05 * plain, "5% of a step"),
+        ("training step, d=100", plain, 2 * (products + adam), "2 x (products + Adam)"),
+        ("  its bare matrix products", products, None, ""),
+        ("  its bare fused Adam", adam, None, ""),
+        ("training step, d=50", small, None, ""),
+        ("distillation step, d=50", rich, small + 1.3 * (gather + draw),
+         "step + 1.3 x (gather + draw)"),
+        ("  its bare gather, multiply, sum", gather, None, ""),
+        ("  its bare draw of 100 samples", draw, None, ""),
+        ("evaluation, d=100", evaluation, 3 * evaluation_product, "3 x product"),
+        ("  its bare X @ W2.T", evaluation_product, None, ""),
+        ("teacher's top-10 lists, d=100", cache, 3 * cache_product, "3 x product"),
+        ("  their bare X @ W2.T", cache_product, None, ""),
+    ]  # fmt: skip
+
+
+def growth(folder, device, repeat):
+    """Rows for an eighth, a quarter, half and the whole of the users and items."""
+    for part in (8, 4, 2, 1):
+        sizes = [size // part for size in GOWALLA]
+        data = DataSet.load("part", *made_up(folder, *sizes), 5, 1)
+        model = Recommender(partial(Caser, d=100), device=device)
+        set_seed(0)
+        model.prepare(data.train)
+        timed = partial(median_seconds, device=device)
+        yield {
+            "users": sizes[0],
+            "items": sizes[1],
+            "windows": data.counts["windows"],
+            "epoch": timed(step(model), 10 * repeat) * data.counts["windows"] / BATCH,
+            "evaluation": timed(
+                lambda m=model, d=data: evaluate_ranking(m.net, d.train, d.test), repeat
+            ),
+        }
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train_root", metavar="FILE", help="rows to learn from (else made up)")
+    parser.add_argument("--test_root", metavar="FILE", help="rows to predict")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
+                        help="auto is cuda where there is one, else cpu")  # fmt: skip
+    parser.add_argument(
+        "--repeat", default=5, type=in_range(int, "[1, 100]"), help="runs of a phase"
+    )
+    args = parser.parse_args(argv)
+    device = pick_device(args.device)
+    given = [args.train_root, args.test_root]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        files = given if all(given) else made_up(folder, *GOWALLA)
+        seconds = median_seconds(lambda: DataSet.load("data", *files, 5, 1), args.repeat, device)
+        data = DataSet.load("data", *files, 5, 1)
+        print(f"{data.headline()}; {device}, {torch.get_num_threads()} threads, {versions()}")
+        rows = [("read the files, make the windows", seconds, None, "")]
+        rows += measure(data, device, args.repeat)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{'phase':34}{'seconds':>10}{'limit':>10}{'of it':>7}")
+        for phase, seconds, limit, why in rows:
+            end = f"{limit:10.4f}{seconds / limit:7.0%}  {why}" if limit else ""
+            print(f"{phase:34}{seconds:10.4f}{end}")
+        print(f"{'peak memory of this process':34}{peak:7.0f} MB")
+        parts = [] if all(given) else list(growth(folder, device, args.repeat))
+        for part in parts:
+            print("{users} users, {items} items, {windows} windows: an epoch {epoch:.2f} s, "
+                  "an evaluation {evaluation:.3f} s".format(**part))  # fmt: skip
+    keys = ("phase", "seconds", "limit", "limit_is")
+    record = {
+        "data": data.counts,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "phases": [dict(zip(keys, row, strict=True)) for row in rows],
+        "growth": parts,
+        "peak_mb": round(peak),
+    }
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
