@@ -239,29 +239,35 @@ def finish(script, *flags, cwd):
     return out
 
 
-def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bytes(toy, tmp_path):
-    flags = [*toy.flags, *SMALL, "--batch_size", 1, "--save_every", 1]
-    finish("train_caser.py", *flags, "--n_iter", 6, "--output_dir", "whole", cwd=tmp_path)
-    whole = tmp_path / "whole" / "toy-caser-dim=6.pth.tar"
-    path = tmp_path / "out" / whole.name
+@pytest.mark.parametrize("script", ["train_caser.py", "distill_caser.py"])
+def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bytes(toy, tmp_path, script):
+    flags = [*toy.flags, *SMALL, "--batch_size", 1, "--save_every", 1, "--n_iter", 5]
+    name = "toy-caser-dim=6.pth.tar"
+    finish("train_caser.py", *flags, "--output_dir", "whole", cwd=tmp_path)
+    if script == "distill_caser.py":
+        flags += ["--d", 4, "--K", 5, "--dynamic_start_epoch", 1, "--teacher_model_path"]
+        flags += [tmp_path / "whole" / name]
+        name = "toy-caser-dim=4-rd.pth.tar"
+        finish(script, *flags, "--output_dir", "whole", cwd=tmp_path)
+    path = tmp_path / "out" / name
     rng = random.Random(0)
-    run = [*flags, "--n_iter", 6, "--output_dir", "out"]
-    kills = 0
-    while kills < 3:
-        process = start("train_caser.py", *run, cwd=tmp_path)
+    run = [*flags, "--output_dir", "out"]
+    for _ in range(2):
+        process = start(script, *run, cwd=tmp_path)
         seen = path.stat().st_mtime_ns if path.exists() else 0
         while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == seen):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += 1
         assert torch.load(path, weights_only=True)["epoch_num"] >= 1
         run = ["--checkpoint", path]
-    finish("train_caser.py", "--checkpoint", path, cwd=tmp_path)
-    assert_same_weights(whole, path)
-    rows = records(path.with_name("toy-caser-dim=6.jsonl"))
-    assert [row["epoch"] for row in rows[1:]] == [1, 2, 3, 4, 5, 6]
+        if script == "distill_caser.py":
+            run += ["--teacher_model_path", flags[-1]]
+    finish(script, *run, cwd=tmp_path)
+    assert_same_weights(tmp_path / "whole" / name, path)
+    rows = records(path.with_name(name.replace("pth.tar", "jsonl")))
+    assert [row["epoch"] for row in rows[1:]] == [1, 2, 3, 4, 5]
 
 
 def test_terminated_it_saves_says_how_to_go_on_and_ends_with_the_same_bytes(toy, tmp_path):
