@@ -148,7 +148,7 @@ def dropout(x, p, training):
     integers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
     integers.random_(-(1 << 63), None)
     bits = integers.view(torch.int16)[: x.numel()].view(x.shape)
-    dropped = round(p * (1 << 16))
+    dropped = min(round(p * (1 << 16)), (1 << 16) - 1)
     keep = bits >= dropped - (1 << 15)
     return x * keep * (1 / (1 - dropped / (1 << 16)))
 
@@ -166,7 +166,7 @@ def read_checkpoint(path):
 
     Its ``path``, ``num_users`` and ``num_items`` are added; its ``architecture`` holds what the
     weights' shapes tell, and drop, ac_conv and ac_fc where the file has them (the authors' has
-    not, nor ``script``, ``config`` and ``data``). Raises UserError where it is no checkpoint.
+    not, nor ``script`` and ``data``). Raises UserError where it is no checkpoint.
     """
     checkpoint = load_tensors(path)
     try:
@@ -174,14 +174,23 @@ def read_checkpoint(path):
             for key in checkpoint.keys() & keys:
                 if not isinstance(checkpoint[key], kind):
                     raise ValueError(f"its {key} is no {kind.__name__}")
+        for key in ("state_dict", "epoch_num", "optimizer"):
+            if key not in checkpoint:
+                raise ValueError(f"it has no {key}")
         if checkpoint["epoch_num"] < 0:
             raise ValueError("its epoch_num is negative")
+        config = checkpoint.get("config")
+        if config is None:  # the authors': what its optimizer tells of the flags
+            group = checkpoint["optimizer"]["param_groups"][0]
+            config = {"learning_rate": float(group["lr"]), "l2": float(group["weight_decay"])}
+        if not all(isinstance(value, str | int | float | None) for value in config.values()):
+            raise ValueError("its config holds more than plain values")
         for record in checkpoint.get("records", []):
             json.dumps(dict(record))  # they will be written again
         weights = checkpoint["state_dict"]
         if not all(value.is_contiguous() and value.isfinite().all() for value in weights.values()):
             raise ValueError("its weights are damaged")
-        known = {"epoch_num": checkpoint["epoch_num"], "path": str(path)}
+        known = {"path": str(path), "config": config}
         for table in ("user", "item"):
             known[f"num_{table}s"] = len(weights[f"{table}_embeddings.weight"])
         saved = checkpoint.get("architecture", {})

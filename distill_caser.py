@@ -4,6 +4,7 @@ python distill_caser.py --dataset ml-100k --d 20 --n_iter 60
 """
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from utils import (
     atomic_write,
     fingerprint,
     numeric_flag,
+    path_flag,
     require_writable,
     run_command,
 )
@@ -128,8 +130,8 @@ class DistilledRecommender(Recommender):
         return super().state() | {"made_from": self.made_from}
 
     def restore(self, checkpoint):
+        require_same_lists(checkpoint, self.made_from)
         super().restore(checkpoint)
-        _require_same(checkpoint["path"], checkpoint.get("made_from", {}), self.made_from)
 
 
 # -------------------------------------------------------------------- the teacher's lists
@@ -176,6 +178,8 @@ def check_K(K, train, exclude):
     else:
         left_out, what = train.sequences.targets.shape[1], "T"
     most = items - left_out
+    if most < 1:
+        raise UserError(f"--K: no list can be filled: {items} items, {left_out} left out ({what})")
     if most < K:
         raise UserError(f"--K {K}: must be in [1, {most}]: the number of items less {what}")
 
@@ -194,31 +198,47 @@ def load_or_build_lists(path, named, made_from, shape, num_items, build):
             if named:
                 raise
             print(f"{error}; rebuilding it", flush=True)
-    description = path.with_suffix(".json")
+    description = _description(path)
     require_writable(path)
     require_writable(description)
+    if named and description.exists():
+        _read_description(description)  # not to overwrite what is somebody else's
     lists = build()
-    with atomic_write(path) as file:
-        np.save(file, lists)
+    # The description goes first: lists without one could pass for the authors'.
     with atomic_write(description, "w") as file:
         json.dump(made_from | {"content": fingerprint(lists)}, file, indent=1)
+    with atomic_write(path) as file:
+        np.save(file, lists)
     print(f"saved the teacher's top-{shape[1]} lists in {path}", flush=True)
     return lists, made_from
+
+
+def _description(path):
+    """Where it says what the lists at ``path`` were made from."""
+    return Path(f"{path}.json")
+
+
+def _read_description(description):
+    try:
+        made_from = json.loads(description.read_text("utf-8"))
+        return made_from, made_from.pop("content")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{description}: tells of no top-K lists; move it away") from None
 
 
 def _read_cache(path, made_from, shape, num_items, bare_allowed):
     try:
         # Copy-on-write: pages are read when they are used, and torch takes no read-only array.
-        lists = np.load(path, mmap_mode="c", allow_pickle=False)
-        if not isinstance(lists, np.ndarray) or lists.dtype.kind not in "iu":
-            raise ValueError("no array of integers")
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a top-K cache, or a damaged one ({error})") from None
+        lists = np.lib.format.open_memmap(path, mode="c")
+    except (ValueError, EOFError, OSError, SyntaxError, OverflowError, TypeError):
+        raise UserError(f"{path}: not a top-K cache (.npy of integers), or a damaged one") from None
+    if lists.dtype.kind not in "iu":
+        raise UserError(f"{path}: holds {lists.dtype}, not integers; not a top-K cache")
     if lists.shape != shape:
         raise UserError(f"{path}: its shape is {lists.shape}, this data and K need {shape}")
     if lists.size and not (lists.min() >= 0 and lists.max() < num_items):
         raise UserError(f"{path}: holds items outside 0..{num_items - 1}; made from other data")
-    description = path.with_suffix(".json")
+    description = _description(path)
     if not description.exists() and bare_allowed:
         padded = int((lists == PADDING).any(1).sum())
         print(
@@ -226,22 +246,35 @@ def _read_cache(path, made_from, shape, num_items, bare_allowed):
             f" checked. {padded} of its lists hold padding, which gets weight 0"
         )
         return lists.astype(np.int32), {"content": fingerprint(lists)}
-    try:
-        theirs = json.loads(description.read_text("utf-8"))
-        content = theirs.pop("content")
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise UserError(f"{path}: no valid {description.name} beside it tells its origin") from None
-    _require_same(path, theirs, made_from)
+    theirs, content = _read_description(description)
+    for key, value in made_from.items():
+        if theirs.get(key) != value:
+            raise UserError(f"{path}: made with {_difference(key, theirs, made_from)}")
     if content != fingerprint(lists):
         raise UserError(f"{path}: not the lists that {description.name} describes")
     return lists, made_from
 
 
-def _require_same(path, theirs, ours):
-    """UserError naming what ``path`` was made from and this run has otherwise."""
-    for key, value in ours.items():
-        if theirs.get(key) != value:
-            raise UserError(f"{path}: made with {key} {theirs.get(key)}, this run has {value}")
+def _difference(key, theirs, ours):
+    """What differs, in words; fingerprints say nothing to a reader."""
+    if key in {"teacher", "data", "content"}:
+        return f"another {key} than this run's"
+    return f"{key} {theirs.get(key)}, this run has {ours[key]}"
+
+
+def require_same_lists(checkpoint, made_from):
+    """UserError where a student to resume began with other lists than ``made_from`` tells."""
+    theirs = checkpoint.get("made_from")
+    if theirs is None:
+        print(f"note: {checkpoint['path']}: does not tell which lists it learned from")
+        return
+    for key in sorted(theirs.keys() | made_from.keys()):
+        if theirs.get(key) != made_from.get(key):
+            difference = _difference(key, theirs, made_from | {key: made_from.get(key)})
+            raise UserError(
+                f"{checkpoint['path']}: began with {difference}; name the files it began with by"
+                " --teacher_model_path and --teacher_topk_path"
+            )
 
 
 # --------------------------------------------------------------------------- command line
@@ -252,19 +285,19 @@ def get_distill_args_parser():
     group = parser.add_argument_group("distillation")
     flag = partial(numeric_flag, group)
     # fmt: off
-    group.add_argument("--teacher_model_path", metavar="FILE", help="the teacher's checkpoint "
-                       "(default: DIR/DATASET-caser-dim=TEACHER_MODEL_DIM.pth.tar)")
+    path_flag(group, "--teacher_model_path", "the teacher's checkpoint "
+              "(default: DIR/DATASET-caser-dim=TEACHER_MODEL_DIM.pth.tar)")
     flag("--teacher_model_dim", 100, int, "[1, 100000]", "d in the default path of the teacher")
-    group.add_argument("--teacher_topk_path", metavar="FILE", help="cache of the teacher's lists "
-                       "(default: DIR/DATASET-teacher-dim=D-top=K.npy)")
+    path_flag(group, "--teacher_topk_path", "cache of the teacher's lists "
+              "(default: DIR/DATASET-teacher-dim=D-top=K.npy)")
     group.add_argument("--teacher_exclude", default="target", choices=["target", "observed"],
                        help="what the lists leave out: the target, as in the authors' code, or "
                        "all of the user's train items, as in the paper")
     flag("--K", 10, int, "[1, 1e9]", "K: length of the teacher's list")
-    flag("--teach_alpha", 1.0, float, "[0, inf)",
+    flag("--teach_alpha", 1.0, float, "[0, 1e6]",
          "alpha / (1 - alpha): factor of the distillation loss")
-    flag("--lamda", 1.0, float, "(0, inf)", "lambda of Eq. 8, the position importance")
-    flag("--mu", 0.1, float, "(0, inf)", "mu of Eq. 9, the ranking discrepancy")
+    flag("--lamda", 1.0, float, "(0, 1e6]", "lambda of Eq. 8, the position importance")
+    flag("--mu", 0.1, float, "(0, 1e6]", "mu of Eq. 9, the ranking discrepancy")
     flag("--dynamic_samples", 100, int, "[1, 1e9]", "epsilon: items that estimate a rank",
          "--num_dynamic_samples")
     flag("--dynamic_start_epoch", 10, int, "[0, 1e9]", "last epoch without ranking discrepancy")
@@ -287,9 +320,13 @@ def main(argv=None):
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
         return 0
-    path = output_path(args, data, "-rd")
     check_K(args.K, data.train, args.teacher_exclude)
-    lists, made_from = lists_for(args, data)
+    teacher_path = find_teacher(args, data)
+    path = output_path(args, data, "-rd")
+    if os.path.realpath(teacher_path) == os.path.realpath(path):
+        raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
+                        " --output_dir")  # fmt: skip
+    lists, made_from = lists_for(args, data, teacher_path, checkpoint)
     model = DistilledRecommender(
         network,
         lists,
@@ -306,15 +343,23 @@ def main(argv=None):
     return run(model, path, args, data, checkpoint)
 
 
-def lists_for(args, data):
-    """Load the teacher, print its metrics, and load or build its lists: (lists, made_from)."""
+def find_teacher(args, data):
+    """The path of the teacher's checkpoint; UserError where there is none."""
     default = f"{data.name}-caser-dim={args.teacher_model_dim}.pth.tar"
     path = args.teacher_model_path or str(Path(args.output_dir, default))
-    if not Path(path).is_file():
+    if not os.path.exists(path):
         raise UserError(
             f"{path}: no such teacher; train it with train_caser.py, or name one with"
             " --teacher_model_path"
         )
+    return path
+
+
+def lists_for(args, data, path, student=None):
+    """Load the teacher at ``path``, print its metrics, load or build its lists for the data.
+
+    student: the checkpoint to resume, if any. Returns (lists, what they were made from).
+    """
     teacher = read_checkpoint(path)
     d, L = (teacher["architecture"][name] for name in ("d", "L"))
     if L != args.L:
@@ -328,6 +373,8 @@ def lists_for(args, data):
         "K": args.K,
         "exclude": args.teacher_exclude,
     }
+    if student and not args.teacher_topk_path:
+        require_same_lists(student, made_from)  # before a cache is replaced
     default = f"{data.name}-teacher-dim={d}-top={args.K}.npy"
     return load_or_build_lists(
         Path(args.teacher_topk_path or Path(args.output_dir, default)),

@@ -105,25 +105,28 @@ class Interactions:
                 data = file.read()
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
-        data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        data = BYTE_ORDER_MARKS.sub(b"", data) if b"\xef\xbb\xbf" in data else data
+
+        def refuse(position, reason):
+            number = len((data[:position] + b"x").splitlines())
+            raise UserError(f"{self.path}, line {number}: {reason}")
+
         try:
             data.decode("utf-8")
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise UserError(f"{self.path}, line {line}: not UTF-8; save it as UTF-8") from None
+            refuse(error.start, "not UTF-8; save the file as UTF-8")
         if b"\0" in data:
-            line = data.count(b"\n", 0, data.index(b"\0")) + 1
-            raise UserError(f"{self.path}, line {line}: a NUL byte, so this is no UTF-8 text")
-        spaced = b"\t" in data and b" " in data and SPACE_INSIDE_TABS.search(data)
-        if spaced:
-            line = data.count(b"\n", 0, spaced.start()) + 1
-            raise UserError(
-                f"{self.path}, line {line}: {_quoted(spaced[0])} has a space between tabs; ids hold"
-                " no white space, and one kind of separator divides the columns"
+            refuse(data.index(b"\0"), "a NUL byte, so this is no UTF-8 text")
+        if b"\t" in data and b" " in data and (found := SPACE_INSIDE_TABS.search(data)):
+            refuse(
+                found.start(),
+                f"{_quoted(found[0])} has a space between tabs; ids hold no white space, and one"
+                " kind of separator divides the columns",
             )
         lines = data.splitlines()
         first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
         if first < len(lines):
+            self._refuse_csv(lines[first : first + 1000], first)
             first += self._is_header(lines, first)
         width = None
         for start in range(first, len(lines), ROWS_AT_ONCE):
@@ -135,6 +138,8 @@ class Interactions:
             regular = 2 <= width <= 4 and set(map(len, rows)) == {width}
             if regular and width > 2:
                 regular = all(map(_is_number, {fields[2] for fields in rows}))
+            elif regular:
+                regular = not any(map(HEADER.match, chunk))
             if not regular:
                 raise self._first_fault(chunk, start, width)
             yield [fields[0] for fields in rows], [fields[1] for fields in rows]
@@ -153,29 +158,41 @@ class Interactions:
                 return UserError(f"{where} has {len(fields)} fields, the lines above {width}")
             if len(fields) > 2 and not _is_number(fields[2]):
                 return UserError(f"{where}: the rating {_quoted(fields[2])} is not a number")
+            if len(fields) == 2 and HEADER.match(line):
+                return UserError(f"{where} looks like a header; delete that line")
         raise AssertionError("a chunk that failed has a line that fails")
+
+    def _refuse_csv(self, lines, first):
+        """UserError where other marks than white space seem to divide the columns."""
+        fields = lines[0].split()
+        for mark in (b",", b";", b"|", b"::"):
+            if len(fields) in (3, 4) and _is_number(fields[2]):  # as data should be
+                divided = all(field.endswith(mark) for field in fields[:2])
+            else:
+                divided = any(mark in field for field in fields[:2])
+                divided = divided and all(mark in line for line in lines if line.strip())
+            if divided:
+                raise UserError(
+                    f"{self.path}, line {first + 1}: {_quoted(lines[0])} looks like a csv file;"
+                    " separate the columns by spaces or tabs"
+                )
 
     def _is_header(self, lines, first):
         """Whether line ``first`` names the columns; UserError where it can't be data either."""
         line, fields = lines[first], lines[first].split()
-        where = f"{self.path}, line {first + 1}: {_quoted(line)}"
-        if any(fields[0].endswith(mark) or all(mark in field for field in fields[:2])
-               for mark in (b",", b";", b"|", b"::")):  # fmt: skip
-            raise UserError(
-                f"{where} looks like a csv file; separate the columns by spaces or tabs"
-            )
-        if len(fields) < 2:
+        if len(fields) < 2 or (len(fields) > 2 and _is_number(fields[2])):
             return False
-        names = [_plain_word(field) for field in fields[:2]]
-        if USER_NAME.fullmatch(names[0]) and ITEM_NAME.fullmatch(names[1]):
+        where = f"{self.path}, line {first + 1}: {_quoted(line)}"
+        if HEADER.match(line):
             self.notes.append(f"{where} is a header and was skipped")
             return True
         rest = [row for row in map(bytes.split, lines[first + 1 : first + 1000]) if len(row) > 1]
         if len(fields) > 2:
-            unlike = rest and not _is_number(fields[2])
+            unlike = rest and len(rest[0]) > 2 and _is_number(rest[0][2])
         else:
             worded = not any(byte in b"0123456789" for byte in line)
-            unlike = worded and rest and all(row[0].isdigit() and row[1].isdigit() for row in rest)
+            numbered = rest and all(row[0].isdigit() and row[1].isdigit() for row in rest)
+            unlike = (worded and numbered) or USER_COLUMN.match(line)
         if unlike:
             raise UserError(f"{where} looks like a header; delete that line")
         return False
@@ -222,17 +239,21 @@ class Interactions:
         self.test_sequences = SequenceInteractions(everyone, rows_before(everyone, ends, L))
 
 
+BYTE_ORDER_MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)+")
 SPACE_INSIDE_TABS = re.compile(rb"(?m)^(?=[^\r\n]*\S[ ]*\t)[^\r\n]*[^\s][ ]+[^\s][^\r\n]*")
-USER_NAME = re.compile("(user|u|customer|member|reviewer|visitor|session|person|author)s?"
-                       "(id|name|no|nr|num|number|index|idx|key|code)?")  # fmt: skip
-ITEM_NAME = re.compile("(item|i|movie|film|product|song|track|artist|book|business|location|loc"
-                       "|venue|poi|place|article|video|game|asin|anime|ad|s|parent)s?"
-                       "(id|name|no|nr|num|number|index|idx|key|code|asin)?")  # fmt: skip
-
-
-def _plain_word(field):
-    """A column name without its type, case and punctuation: b"user_id:token" -> "userid"."""
-    return re.sub("[^a-z0-9]", "", field.decode().lower().split(":")[0])
+# A line that names its columns, such as `user_id:token item_id:token` or `userId movieId`.
+_NAME = rb"[\"']?(?:%s)s?[_-]?(?:id|name|no|nr|num|number|index|idx|key|code)?(?::\w+)?[\"']?"
+_USER = _NAME % (
+    rb"user|customer|client|member|reviewer|reader|listener|visitor|buyer|session|person|author"
+    rb"|account|profile|u(?=[_-]?id)"
+)
+_ITEM = _NAME % (
+    rb"item|movie|film|show|product|song|track|artist|book|business|location|venue|poi|place"
+    rb"|article|news|video|game|anime|ad|app|content|recipe|url|page|check-?in|isbn|sku"
+    rb"|(?:parent_?)?asin|hotel|restaurant|[a-z](?=[_-]?id)"
+)
+USER_COLUMN = re.compile(rb"(?i)\s*%s\s" % _USER)
+HEADER = re.compile(rb"(?i)\s*%s\s+%s(?:\s|$)" % (_USER, _ITEM))
 
 
 def _is_number(field):
@@ -317,19 +338,24 @@ class DataSet:
             )
         theirs, ours = checkpoint.get("data"), self.identity
         if theirs is None:
-            return [f"{path}: holds no data set; only the numbers of users and items are compared"]
+            return [
+                f"{path}: tells nothing of its data, drop, ac_conv and ac_fc; only the numbers of"
+                " users and items could be compared, and the flags give the rest"
+            ]
+        notes = []
         for key, what in (
             ("user_ids", "user ids"),
             ("item_ids", "item ids"),
             ("fingerprint", "rows"),
         ):
-            if theirs.get(key) != ours[key] and not allow_other_data:
-                raise UserError(
+            if theirs.get(key) != ours[key]:
+                notes.append(
                     f"{path}: trained on {theirs.get('name')!r}, whose {what} are not those of"
-                    f" {train.path} (the targets of this split may be among them);"
-                    " --allow_other_data accepts it all the same"
+                    f" {train.path} (the targets of this split may be among them)"
                 )
-        return []
+        if notes and not allow_other_data:
+            raise UserError(f"{notes[0]}; --allow_other_data accepts it all the same")
+        return notes
 
 
 def find_files(dataset, split, train_root=None, test_root=None):
@@ -362,18 +388,19 @@ def _describe(train, test):
     seen, wanted = train.tocsr(), test.tocsr()
     seen.resize(wanted.shape)
     owners = np.flatnonzero(np.diff(seen.indptr) == train.num_items - 1)
+    strange = wanted.indices[wanted.indices >= train.num_items]
     counts = {
         "users": train.num_users,
         "items": train.num_items - 1,
         "train_rows": len(train),
         "windows": int((~np.isin(train.sequences.user_ids, owners)).sum()),
-        "test_rows": len(test) + test.num_unknown_user_rows,
+        "test_rows": len(test),
         "test_users": int((np.diff(wanted.indptr) > 0).sum()),
         "test_targets": wanted.nnz,
         "unknown_test_users": len(test.unknown_users),
         "unknown_test_user_rows": test.num_unknown_user_rows,
-        "unknown_test_items": len(test.unknown_items),
-        "unknown_item_targets": int((wanted.indices >= train.num_items).sum()),
+        "unknown_test_items": len(np.unique(strange)),
+        "unknown_item_targets": len(strange),
         "repeated_targets": seen.multiply(wanted).nnz,
         "owners_of_everything": len(owners),
     }
@@ -383,24 +410,28 @@ def _describe(train, test):
             "{unknown_test_users} test user(s), e.g. {0!r}, with {unknown_test_user_rows} row(s)"
             " are not in train: skipped".format(test.unknown_users[0], **counts)
         )
-    if counts["unknown_item_targets"]:
+    if len(strange):
+        name = test.unknown_items[strange[0] - train.num_items]
         notes.append(
             "{unknown_item_targets} test target(s) are of {unknown_test_items} item(s), e.g."
-            " {0!r}, not in train: never hit, still counted".format(test.unknown_items[0], **counts)
+            " {0!r}, not in train: never hit, still counted".format(name, **counts)
         )
     if counts["repeated_targets"]:
         notes.append(
             "{repeated_targets} test target(s) are also in the user's train rows: never hit,"
             " still counted".format(**counts)
         )
+    owned = ""
     if len(owners):
         name = list(train.user_map)[owners[0]]
-        notes.append(
+        owned = (
             f"{len(owners)} user(s), e.g. {name!r}, have every item in train: no negatives exist,"
             " so nothing is trained on their windows"
         )
+        notes.append(owned)
     if not counts["windows"]:
-        raise UserError(f"{train.path}: no training windows; some user needs more than T rows")
+        why = f"; {owned}" if owned else ""
+        raise UserError(f"{train.path}: no training windows; no user has more than T rows{why}")
     if not counts["test_users"]:
         raise UserError(f"{test.path}: none of its users is in {train.path}; nothing to evaluate")
     return counts, notes

@@ -4,6 +4,7 @@ python train_caser.py --dataset ml-100k --d 100
 """
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -34,6 +35,7 @@ from utils import (
     boolean,
     in_range,
     numeric_flag,
+    path_flag,
     pick_device,
     random_state,
     require_writable,
@@ -129,10 +131,9 @@ class Recommender:
                     record |= mean_metrics(evaluate_ranking(self.net, train, test))
                     record["eval_seconds"] = round(time.perf_counter() - started, 4)
                 self.records.append(record)
-                tqdm.write(self._log_line(record))
-                sys.stdout.flush()
                 if save and (last or (epoch % save_every == 0 if save_every else evaluated)):
                     save()
+                print(self._log_line(record), flush=True)
             return stop.signal_number
 
     def _run_epoch(self, stop):
@@ -244,13 +245,7 @@ class Recommender:
         """Take over what ``state()`` gave, or the authors' three keys; after ``prepare``."""
         load_weights(self.net, checkpoint)
         try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            for parameter, state in self.optimizer.state.items():
-                for moment in (state["exp_avg"], state["exp_avg_sq"]):
-                    if moment.shape != parameter.shape or not moment.isfinite().all():
-                        raise ValueError("a moment does not fit its weight")
-            for group in self.optimizer.param_groups:
-                group.update(lr=self.learning_rate, weight_decay=self.l2, fused=True)
+            self._restore_optimizer(checkpoint["optimizer"])
             self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
             self.records = list(checkpoint.get("records", []))
             if "epoch_random" in checkpoint:
@@ -258,13 +253,30 @@ class Recommender:
                 self._step_random = checkpoint["step_random"]
                 self._seconds = checkpoint["step_seconds"]
                 batches = -(-len(self.instances) // self.batch_size)
-                if not 0 <= self.step < batches:
-                    raise ValueError(f"step {self.step} of {batches}")
+                if not (0 <= self.step < batches and 0 <= self._seconds < math.inf):
+                    raise ValueError(f"it stands at step {self.step} of {batches}")
                 self._losses = torch.zeros(batches, 2, device=self.device)
                 self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
+
+    def _restore_optimizer(self, saved):
+        """Take the moments out of a saved Adam; its settings stay this run's."""
+        own = self.optimizer.state_dict()
+        old_names, new_names = saved["param_groups"][0]["params"], own["param_groups"][0]["params"]
+        own["state"] = {
+            new: {key: saved["state"][old][key] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for new, old in zip(new_names, old_names, strict=True)
+            if old in saved["state"]
+        }
+        self.optimizer.load_state_dict(own)
+        for parameter, state in self.optimizer.state.items():
+            mean, square = state["exp_avg"], state["exp_avg_sq"]
+            if mean.shape != parameter.shape or square.shape != parameter.shape:
+                raise ValueError("a moment of its optimizer does not fit its weight")
+            if not (mean.isfinite().all() and (square >= 0).all() and state["step"] >= 0):
+                raise ValueError("a moment of its optimizer is damaged")
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -301,12 +313,11 @@ def get_args_parser(description=__doc__, d=100):
     parser = Parser(description=description.split("\n")[0])
     # fmt: off
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", metavar="NAME", default="ml-100k",
-                      help="datasets/NAME/SPLIT/{train,test}.txt")
+    path_flag(data, "--dataset", "datasets/NAME/SPLIT/{train,test}.txt", "ml-100k", "NAME")
     data.add_argument("--split", default="test", choices=SPLITS,
                       help="test learns from train and validation rows, validation from train")
-    data.add_argument("--train_root", metavar="FILE", help="rows to learn from, not --dataset's")
-    data.add_argument("--test_root", metavar="FILE", help="rows to predict, with --train_root")
+    path_flag(data, "--train_root", "rows to learn from, in place of --dataset's")
+    path_flag(data, "--test_root", "rows to predict, with --train_root")
 
     add_network_flags(parser.add_argument_group("network (Caser)"), d)
 
@@ -314,8 +325,8 @@ def get_args_parser(description=__doc__, d=100):
     flag = partial(numeric_flag, training)
     flag("--n_iter", 50, int, "[1, 1e9]", "epochs in all, those of --checkpoint included")
     flag("--batch_size", 512, int, "[1, 1e9]", "instances per step")
-    flag("--learning_rate", 1e-3, float, "(0, inf)", "of Adam")
-    flag("--l2", 1e-6, float, "[0, inf)", "weight decay, added to the gradient")
+    flag("--learning_rate", 1e-3, float, "(0, 1000]", "of Adam")
+    flag("--l2", 1e-6, float, "[0, 1000]", "weight decay, added to the gradient")
     flag("--neg_samples", 3, int, "[1, 1e9]", "negatives per instance")
     flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
     training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
@@ -328,9 +339,9 @@ def get_args_parser(description=__doc__, d=100):
     flag("--eval_every", 10, int, "[1, 1e9]", "epochs between evaluations; the last has one too")
     output.add_argument("--save_every", type=in_range(int, "[1, 1e9]"), metavar="N",
                         help="epochs between checkpoints (default: at each evaluation)")
-    output.add_argument("--output_dir", default="checkpoints", metavar="DIR",
-                        help="where checkpoints, records and top-K caches go")
-    output.add_argument("--checkpoint", metavar="FILE", help="resume this run, with its flags")
+    path_flag(output, "--output_dir", "where checkpoints, records and top-K caches go",
+              "checkpoints", "DIR")
+    path_flag(output, "--checkpoint", "resume this run, with its flags")
     output.add_argument("--evaluate", action="store_true", help="only evaluate --checkpoint")
     output.add_argument("--allow_other_data", action="store_true",
                         help="accept a checkpoint that was trained on other rows")
@@ -341,8 +352,9 @@ def get_args_parser(description=__doc__, d=100):
 # A resumed run takes these flags from its own command line alone ...
 OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "device", "use_cuda", "allow_other_data"}
 # ... these from there if it gives them, else from the checkpoint, and all others from the latter.
-FREE_FLAGS = {"n_iter", "eval_every", "save_every", "dataset", "split", "train_root", "test_root",
-              "teacher_model_path", "teacher_model_dim", "teacher_topk_path"}  # fmt: skip
+DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
+FREE_FLAGS = {"n_iter", "eval_every", "save_every", "teacher_model_path", "teacher_model_dim",
+              "teacher_topk_path"} | DATA_FLAGS  # fmt: skip
 
 
 def read_command(parser, script, argv):
@@ -377,7 +389,7 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
     names = vars(args).keys() - OWN_FLAGS
     if given & {"train_root", "test_root"}:
         names -= {"dataset", "split"}
-    elif given & {"dataset", "split"}:
+    if given & DATA_FLAGS:
         names -= {"train_root", "test_root"}
     for name in (settings.keys() & given & names) - FREE_FLAGS:
         if getattr(args, name) != settings[name]:
@@ -385,8 +397,12 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
                 f"--{name} {getattr(args, name)}: {args.checkpoint} has {settings[name]};"
                 " leave the flag out"
             )
-    argv = sys.argv[1:] if argv is None else argv
-    args, _ = parser.parse([*saved_flags(settings, names), *argv])
+    saved = saved_flags(settings, names)
+    try:
+        parser.parse(saved)
+    except UserError as error:
+        raise UserError(f"{args.checkpoint}: the flags in it are damaged: {error}") from None
+    args, _ = parser.parse([*saved, *(sys.argv[1:] if argv is None else argv)])
     if "output_dir" not in given:
         args.output_dir = str(Path(args.checkpoint).parent)
     return args
@@ -397,8 +413,9 @@ def load_data(args):
     files = find_files(args.dataset, args.split, args.train_root, args.test_root)
     data = DataSet.load(*files, args.L, args.T)
     print(
-        f"{data.headline()}. Protocol: all items ranked, the user's train items and padding out,"
-        f" k={','.join(map(str, KS))}, ndcgs as in the paper; seed {args.seed}, {args.device}"
+        f"{data.headline()}. Protocol: {args.split} split, all items ranked, the user's train"
+        f" items and padding out, k={','.join(map(str, KS))}, ndcgs as in the paper;"
+        f" seed {args.seed}, {args.device}"
     )
     for note in data.notes:
         print(f"note: {note}")
@@ -438,8 +455,12 @@ def run(model, path, args, data, checkpoint):
     save = partial(save_run, path, model, args, data)
     stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save)
     if model.epoch_num < args.n_iter:
-        print(f"stopped in epoch {model.epoch_num + 1}; go on with:")
-        print(f"python {model.script} --checkpoint {shlex.quote(str(path))}")
+        again = ["python", model.script, "--checkpoint", str(path)]
+        if args.allow_other_data:
+            again.append("--allow_other_data")
+        if args.device != str(pick_device("auto")):
+            again += ["--device", args.device]
+        print(f"stopped in epoch {model.epoch_num + 1}; go on with:\n{shlex.join(again)}")
         return 128 + stopped_by
     print(f"saved {path} and {records_path(path)}")
     return 0

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import pickle
 import platform
 import random
 import signal
@@ -23,6 +24,9 @@ class UserError(Exception):
 
 def run_command(main):
     """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # none there, or a stand-in
+            stream.reconfigure(errors="backslashreplace")
     with contextlib.suppress(ValueError):  # only the main thread may; what it opened is closed
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -119,6 +123,17 @@ def numeric_flag(group, name, default, kind, interval, help, *other_names):
     )
 
 
+def path_flag(group, name, help, default=None, metavar="FILE"):
+    """Add a flag for a path, which is not empty."""
+
+    def parse(text):
+        if not text:
+            raise argparse.ArgumentTypeError("is empty; give a name or leave the flag out")
+        return text
+
+    group.add_argument(name, default=default, type=parse, metavar=metavar, help=help)
+
+
 def pick_device(name):
     """The torch.device called ``name``; "auto" is CUDA where there is one, else the CPU."""
     there = {
@@ -136,10 +151,9 @@ def pick_device(name):
 def saved_flags(settings, names):
     """Settings of an earlier run as the command line that gives them again, for ``names``."""
     return [
-        word
+        f"--{name}={settings[name]}"
         for name in sorted(settings.keys() & names)
         if settings[name] is not None
-        for word in (f"--{name}", str(settings[name]))
     ]
 
 
@@ -164,8 +178,10 @@ def atomic_write(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 
@@ -200,24 +216,26 @@ def load_tensors(path):
     Raises UserError where the file is missing, truncated, holds anything else or claims to
     unpack to more than it is.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; name the checkpoint in it")
+    try:
+        open(path, "rb").close()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch stores its records uncompressed
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
                     raise ValueError("its records are compressed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on old or odd pickles, which are then refused
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # whatever an unpickler says of bytes that are not its own
-        reason = str(error).strip().split("\n")[0][:120]
-        raise UserError(
-            f"{path}: not a checkpoint, or a damaged one ({type(error).__name__}: {reason})"
-        ) from None
+        if isinstance(error, pickle.UnpicklingError):  # its text speaks to programmers
+            reason = "it holds something else than tensors and plain values"
+        else:
+            reason = str(error).strip().split("\n")[0][:120]
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
 
 
 def fingerprint(*arrays):

@@ -12,7 +12,6 @@ sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
 
-
 # In CI the same examples each time, so that a failure there is one of the change at hand.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

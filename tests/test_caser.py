@@ -85,3 +85,7 @@ def test_dropout_drops_a_share_and_keeps_the_mean(p):
         pairs = kept.narrow(axis, 1, x.shape[axis] - 1) * kept.narrow(axis, 0, x.shape[axis] - 1)
         assert pairs.mean().item() == pytest.approx((1 - p) ** 2, abs=0.01)
     assert dropout(x, p, training=False) is x
+
+
+def test_dropout_of_nearly_everything_is_finite():
+    assert dropout(torch.ones(100, 100), 0.9999999, training=True).isfinite().all()

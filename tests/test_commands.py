@@ -31,14 +31,16 @@ BAD_FLAGS = [
     ["--eval_every", "0"], ["--save_every", "0"],
     ["--device", "tpu"], ["--use_cuda", "maybe"], ["--evaluate"],
     ["--bogus", "1"], ["--learning", "1"], ["stray"], ["--train_root", "x"], ["--split", "dev"],
-    ["--checkpoint", "nowhere.pth.tar"],
+    ["--checkpoint", "nowhere.pth.tar"], ["--checkpoint", ""], ["--output_dir", ""],
+    ["--learning_rate", "1e39"], ["--l2", "1e39"], ["--dataset", ""],
 ]  # fmt: skip
 BAD_DISTILL_FLAGS = [
     ["--K", "0"], ["--K", "x"], ["--K", "100000"], ["--lamda", "0"], ["--lamda", "nan"],
     ["--mu", "0"], ["--mu", "-1"], ["--mu", "inf"], ["--teach_alpha", "-1"],
     ["--dynamic_samples", "0"], ["--num_dynamic_samples", "-1"], ["--dynamic_start_epoch", "-1"],
     ["--hybrid_weight", "sum"], ["--teacher_exclude", "all"], ["--weights", "both"],
-    ["--teacher_model_dim", "0"],
+    ["--teacher_model_dim", "0"], ["--teacher_model_path", ""], ["--teacher_topk_path", ""],
+    ["--mu", "1e39"], ["--teach_alpha", "1e39"], ["--lamda", "1e39"],
 ]  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def refuse(command, toy, tmp_path, monkeypatch, script, flags):
     monkeypatch.setattr(Recommender, "fit", None)  # nothing may be trained
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
-    own = [] if "--train_root" in flags else toy.flags
+    own = [] if flags[0] in ("--train_root", "--dataset") else toy.flags
     status, _, err = command(script.main, *own, *flags)
     assert (status, len(err)) == (2, 1)
     assert flags[0] in err[0] or flags[0].strip("-") in err[0] or flags[-1] in err[0]
@@ -127,7 +129,27 @@ def test_a_full_disk_keeps_the_old_checkpoint(command, toy, tmp_path, monkeypatc
     status, _, err = command(train_caser.main, "--checkpoint", path, "--n_iter", 4)
     assert (status, len(err)) == (2, 1)
     assert "No space left" in err[0]
+    assert path.name in err[0]
     assert tree(tmp_path) == before
+
+
+def test_one_root_alone_does_not_mix_with_a_checkpoints_other(command, toy, tmp_path):
+    flags = [*toy.flags, *SMALL, "--n_iter", 1, "--output_dir", tmp_path]
+    assert command(train_caser.main, *flags)[0] == 0
+    path = tmp_path / "toy-caser-dim=6.pth.tar"
+    status, _, err = command(train_caser.main, "--evaluate", "--checkpoint", path, *toy.flags[:2])
+    assert (status, len(err)) == (2, 1)
+    assert "give both" in err[0]
+
+
+def test_an_odd_terminal_still_gets_its_note(toy, tmp_path):
+    toy.test.write_text(toy.test.read_text() + "é i1 1\n")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    flags = [*toy.flags, *SMALL, "--n_iter", 1]
+    process = start("train_caser.py", *flags, cwd=tmp_path, env=environment)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "\\xe9" in out
 
 
 # ------------------------------------------------------------------- damaged files and flags
@@ -225,10 +247,10 @@ def test_damaged_checkpoints_never_break(command, tmp_path_factory, data):
 # ------------------------------------------------------------------------- real processes
 
 
-def start(script, *flags, cwd):
+def start(script, *flags, cwd, **options):
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
     return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 
 

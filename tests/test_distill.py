@@ -2,6 +2,7 @@ import json
 import os
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_log_cache_records_and_student(taught, command, tmp_path):
     assert all(row["loss"] > row["regular_loss"] > 0 for row in rows)
     lists = np.load(taught.cache)
     assert lists.dtype == np.int32
-    made_from = json.loads(taught.cache.with_suffix(".json").read_text())
+    made_from = json.loads(Path(f"{taught.cache}.json").read_text())
     assert (made_from["K"], made_from["L"], made_from["exclude"]) == (5, 3, "target")
     for main in (train_caser.main, distill_caser.main):
         status, again, _ = command(main, "--evaluate", "--checkpoint", taught.student)
@@ -114,14 +115,26 @@ def test_resumed_distillation_equals_the_uninterrupted_one(taught, command, tmp_
     assert_same_weights(tmp_path / "whole" / taught.student.name, taught.student)
 
 
-def test_resuming_with_another_teacher_is_refused(taught, command, toy, tmp_path):
+def test_resuming_with_another_teacher_is_refused_before_anything_changes(
+    taught, command, toy, tmp_path
+):
     assert taught("--n_iter", 2)[0] == 0
     train(command, toy, tmp_path, "--n_iter", 1, "--seed", 9)  # replaces the teacher
-    student = taught.student.read_bytes()
+    before = tree(tmp_path)
     status, _, err = command(distill_caser.main, "--checkpoint", taught.student, "--n_iter", 4)
     assert (status, len(err)) == (2, 1)
-    assert "teacher" in err[0]
-    assert taught.student.read_bytes() == student
+    assert "another teacher" in err[0]
+    assert "--teacher_model_path" in err[0]
+    assert tree(tmp_path) == before
+
+
+def test_a_student_never_replaces_its_teacher(taught, tmp_path):
+    assert taught("--n_iter", 1)[0] == 0
+    before = tree(tmp_path)
+    status, _, err = taught("--teacher_model_path", taught.student)
+    assert (status, len(err)) == (2, 1)
+    assert "--output_dir" in err[0]
+    assert tree(tmp_path) == before
 
 
 CHANGES = {
@@ -206,14 +219,14 @@ def test_cache_is_used_again_and_a_stale_one_is_rebuilt(taught, command, toy, tm
     train(command, toy, tmp_path, "--n_iter", 2, "--seed", 8)
     status, out, _ = taught("--n_iter", 1)
     assert status == 0
-    assert "made with teacher" in out
+    assert "another teacher" in out
 
 
 def damage(path):
     data = path.read_bytes()
     yield data[: len(data) // 2]
     yield b""
-    yield b"not numpy"
+    yield b"PK\3\4 a zip"
     yield data[:-4] + b"\1\0\0\0"  # right shape and range, other lists
 
 
@@ -237,12 +250,35 @@ def test_a_named_cache_is_built_where_it_is_missing_and_refused_when_stale(taugh
     path = tmp_path / "elsewhere" / "lists.npy"
     assert taught("--n_iter", 1, "--teacher_topk_path", path)[0] == 0
     assert path.exists()
-    assert path.with_suffix(".json").exists()
+    assert Path(f"{path}.json").exists()
     before = tree(tmp_path)
     status, _, err = taught("--teacher_topk_path", path, "--teacher_exclude", "observed")
     assert (status, len(err)) == (2, 1)
     assert "exclude target, this run has observed" in err[0]
     assert tree(tmp_path) == before
+
+
+def test_somebody_elses_description_is_not_overwritten(taught, tmp_path):
+    (tmp_path / "mine.npy.json").write_text('{"precious": 1}')
+    before = tree(tmp_path)
+    status, _, err = taught("--n_iter", 1, "--teacher_topk_path", tmp_path / "mine.npy")
+    assert (status, len(err)) == (2, 1)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_killed_between_the_cache_and_its_description(taught, monkeypatch, tmp_path, named):
+    """Lists without a description would pass for the authors'; they are never left alone."""
+    flags = ["--teacher_topk_path", tmp_path / "out" / "named.npy"] if named else []
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill_caser.np, "save", killed)
+    assert taught("--n_iter", 1, *flags)[0] == 130
+    assert not list((tmp_path / "out").glob("*.npy"))
+    monkeypatch.undo()
+    assert taught("--n_iter", 1, *flags)[0] == 0
 
 
 def test_the_authors_bare_cache_is_accepted_with_what_it_could_not_say(taught, tmp_path):
@@ -287,7 +323,7 @@ def test_a_missing_teacher_is_refused(command, toy, tmp_path):
         status, _, err = command(distill_caser.main, *flags, *more)
         assert (status, len(err)) == (2, 1)
         assert "no such teacher" in err[0]
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_of_another_L_or_other_data_is_refused(taught, toy, tmp_path):
@@ -312,7 +348,7 @@ def test_the_authors_bare_checkpoint_is_a_teacher(taught, tmp_path):
     torch.save(bare, path, _use_new_zipfile_serialization=False)
     status, out, err = taught("--n_iter", 1, "--teacher_model_path", path)
     assert (status, err) == (0, [])
-    assert "holds no data set" in out
+    assert "tells nothing of its data" in out
     whole = taught("--n_iter", 1)[1]
     assert re.findall(r"Teacher.*map=\S+", out) == re.findall(r"Teacher.*map=\S+", whole)
 
@@ -347,10 +383,18 @@ def test_restoring_needs_the_same_lists(taught, toy):
     first = make(made_from={"teacher": "a"})
     first.prepare(data.train)
     first.fit(data.train)
-    other = make(made_from={"teacher": "b"})
-    other.prepare(data.train)
-    with pytest.raises(UserError, match="teacher a, this run has b"):
-        other.restore(first.state() | {"path": "file"})
+    for made_from, difference in (({"teacher": "b"}, "another teacher"), ({}, "another teacher")):
+        other = make(made_from=made_from)
+        other.prepare(data.train)
+        with pytest.raises(UserError, match=difference):
+            other.restore(first.state() | {"path": "file"})
+
+
+def test_accepting_other_data_is_said(taught, toy):
+    toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
+    status, out, _ = taught("--allow_other_data", "--n_iter", 1)
+    assert status == 0
+    assert "whose rows are not those of" in out
 
 
 def test_an_owner_of_everything_does_not_forbid_distilling(taught, command, toy, tmp_path):

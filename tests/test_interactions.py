@@ -36,6 +36,10 @@ PLAIN = [("a", "x"), ("a", "y"), ("b", "x")]
         "user_id:token\titem_id:token\ttimestamp:float\na\tx\t1\na\ty\t2\nb\tx\t3\n",
         "userId movieId rating timestamp\na x 1 5\na y 1 6\nb x 1 7\n",
         "UID Item\na x\na y\nb x\n",
+        "uid mid\na x\na y\nb x\n",
+        "user_id content_id\na x\na y\nb x\n",
+        "a x 1\n\ufeffa y 2\nb x 3\n",  # two files, one behind the other
+        "\ufeff\ufeffa x 1\na y 2\nb x 3\n",
     ],
 )
 def test_reads_the_authors_format_and_its_relatives(tmp_path, data):
@@ -48,11 +52,25 @@ def test_reads_the_authors_format_and_its_relatives(tmp_path, data):
 
 @pytest.mark.parametrize(
     ("user", "item"),
-    [("007", "7"), ("é", "日本"), ("a,b", "x"), ("None", "nan"), ("-1", "1e3"), ("u;", "'q'")],
+    [
+        ("007", "7"),
+        ("é", "日本"),
+        ("a,b", "x"),
+        ("None", "nan"),
+        ("-1", "1e3"),
+        ("u;", "'q'"),
+        ("user", "item"),
+        ("u|1", "i|2"),
+    ],
 )
 def test_ids_are_kept_as_they_are(tmp_path, user, item):
     interactions = read(tmp_path, f"z z 1\n{user} {item} 1\n7 7 1\n")
     assert pairs(interactions)[1] == (user, item)
+
+
+@pytest.mark.parametrize(("user", "item"), [("USER", "ITEM"), ("u", "i"), ("u0|1", "i4|2")])
+def test_a_first_row_with_a_number_is_data(tmp_path, user, item):
+    assert pairs(read(tmp_path, f"{user} {item} 5\nb x 3\n"))[0] == (user, item)
 
 
 def test_the_same_pair_twice_stays_in_the_row(tmp_path):
@@ -72,6 +90,15 @@ def test_the_same_pair_twice_stays_in_the_row(tmp_path):
         ("1,Toy Story,3\n1,Heat,4\n", 1, "csv"),
         ("1;2;3\n", 1, "csv"),
         ("1::2::3::4\n", 1, "csv"),
+        ("u0,Band i4\nu0,Band i5\n", 1, "csv"),
+        ("u0 ,i4 ,1\nu0 ,i5 ,1\n", 1, "csv"),
+        ("u0,i4,3,2001-01-01 10:00:00\nu0,i5,3,2001-01-01 10:00:01\n", 1, "csv"),
+        ("u0|i4|3|2001-01-01 10:00:00\n", 1, "csv"),
+        ("a x 4,5\na y 3,5\n", 1, "not a number"),
+        ("a x 2010-10-19T23:55:27Z\na y 2010-10-19T23:55:28Z\n", 1, "not a number"),
+        ("user_id thing\na x\n", 1, "header"),
+        ("a x\na y\nuser_id item_id\nb x\n", 3, "header"),
+        (b"a x 1\rb y 1\r\xff z 1\r", 3, "UTF-8"),
         ("a x 1\na\n", 2, "1 field"),
         ("a x 1\nb y\n", 2, "2 fields"),
         ("a x\nb y 1\n", 2, "3 fields"),
@@ -161,10 +188,10 @@ def dataset(tmp_path, train, test, L=2, T=1):
 
 def test_what_a_test_file_has_beyond_train_is_counted_and_said(tmp_path):
     train = [("a", "x"), ("a", "y"), ("b", "y"), ("b", "z")]
-    test = [("a", "z"), ("a", "new"), ("a", "new"), ("a", "x"), ("c", "x"), ("c", "y")]
+    test = [("a", "z"), ("a", "new"), ("a", "new"), ("a", "x"), ("c", "x"), ("c", "odd")]
     data = dataset(tmp_path, train, test)
     expected = {
-        "test_rows": 6,
+        "test_rows": 4,
         "test_users": 1,
         "test_targets": 3,
         "unknown_test_users": 1,
@@ -190,6 +217,8 @@ def test_owner_of_everything_is_named(tmp_path):
 def test_nothing_to_train_or_evaluate(tmp_path):
     with pytest.raises(UserError, match="no training windows"):
         dataset(tmp_path, [("a", "x"), ("b", "y")], [("a", "y")])
+    with pytest.raises(UserError, match=r"no user has more than T rows.*'b'.*every item"):
+        dataset(tmp_path, [("a", "x"), ("b", "x"), ("b", "y")], [("a", "y")])
     with pytest.raises(UserError, match="none of its users"):
         dataset(tmp_path, [("a", "x"), ("a", "y"), ("b", "z")], [("c", "y")])
 

@@ -347,12 +347,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, toy, tmp_path, monkeyp
     assert tree(tmp_path) == before
 
 
-def test_divergence_is_caught_without_help(command, toy, tmp_path):
-    status, _, err = command(train_caser.main, *toy.flags, *SMALL, "--n_iter", 3,
-                             "--learning_rate", 1e38, "--output_dir", tmp_path / "out")  # fmt: skip
-    assert (status, len(err)) == (2, 1)
-    assert "epoch 1, batch" in err[0]
-    assert list((tmp_path / "out").iterdir()) == []
+def test_divergence_is_caught_without_help(toy):
+    data = DataSet.load("toy", toy.train, toy.test, 3, 1)
+    model = Recommender(partial(Caser, L=3, d=6), n_iter=3, learning_rate=1e38)
+    model.prepare(data.train)
+    saved = []
+    with pytest.raises(UserError, match="epoch 1, batch 1: the weights"):
+        model.fit(data.train, save=lambda: saved.append(1))
+    assert not saved
 
 
 def test_restoring_needs_an_optimizer_that_fits(toy):
@@ -390,3 +392,34 @@ def test_a_checkpoint_with_junk_in_any_place_never_breaks(command, toy, tmp_path
         assert status in (0, 2), place
         assert len(err) == (status == 2), place
         assert status == 0 or tree(tmp_path) == before
+
+
+def test_the_authors_checkpoint_goes_on_with_its_own_settings(command, toy, tmp_path):
+    train(command, toy, tmp_path, "--n_iter", 1, "--learning_rate", 0.004, "--l2", 0.002)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    whole = torch.load(path, weights_only=True)
+    bare = {name: whole[name] for name in ("epoch_num", "state_dict", "optimizer")}
+    torch.save(bare, path, _use_new_zipfile_serialization=False)
+    status, out, err = command(train_caser.main, "--checkpoint", path, *toy.flags, "--n_iter", 2)
+    assert (status, err) == (0, [])
+    for word in ("data", "drop", "ac_conv"):
+        assert word in out
+    config = torch.load(path, weights_only=True)["config"]
+    assert (config["learning_rate"], config["l2"]) == (0.004, 0.002)
+
+
+def test_a_saved_optimizer_cannot_change_adam(toy):
+    data = DataSet.load("toy", toy.train, toy.test, 3, 1)
+    model = Recommender(partial(Caser, L=3, d=6), n_iter=1)
+    model.prepare(data.train)
+    model.fit(data.train)
+    state = model.state() | {"path": "file"}
+    state["optimizer"]["param_groups"] = [
+        {"params": list(range(100, 100 + len(state["optimizer"]["param_groups"][0]["params"]))),
+         "amsgrad": True, "betas": "ab"}
+    ]  # fmt: skip
+    state["optimizer"]["state"] = {100 + n: v for n, v in state["optimizer"]["state"].items()}
+    model.restore(state)
+    model.n_iter = 2
+    model.fit(data.train)
+    assert model.optimizer.param_groups[0]["betas"] == (0.9, 0.999)

@@ -145,7 +145,7 @@ def test_damaged_checkpoints_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no such file"):
         load_tensors(tmp_path / "missing")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is a folder"):
         load_tensors(tmp_path)
 
 
