@@ -1,26 +1,289 @@
 """Prepare a data set: datasets/NAME/{validation,test}/{train,test}.txt, lines `user item rating`.
 
-python datasets/prepare.py ml-100k [--source u.data]
+python datasets/prepare.py ml-100k
+python datasets/prepare.py ml-1m --source ml-1m.zip
+python datasets/prepare.py gowalla [--source loc-gowalla_totalCheckins.txt.gz]
+python datasets/prepare.py gowalla-tail --source FOLDER   (the authors' datasets/gowalla)
+python datasets/prepare.py csv --source ratings.csv --user userId --item movieId --time timestamp
 """
 
+import csv
+import gzip
 import hashlib
+import io
+import itertools
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import Parser, UserError, run_command, sync_folder
+from utils import Parser, UserError, atomic_write, in_range, path_flag, run_command, sync_folder
 
 # The wheel that carries MovieLens-100K's ratings as a file; nothing of it is installed.
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 WHEEL_FILE = "recbole/dataset_example/ml-100k/ml-100k.inter"
+SNAP = "https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz"
+PAPERS_GOWALLA = (13_149, 14_009, 535_650)  # users, items, unique pairs
+ROWS_AT_ONCE = 1 << 9  # too few to wake the garbage collector
+
+
+# -------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class Events:
+    """Who did what, and when, in the file's order.
+
+    user, item, rating: (n,) int64, places in the lists of names ``users``, ``items``,
+    ``ratings``. time: (n,) int64 or float64.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    rating: np.ndarray
+    time: np.ndarray
+    users: list
+    items: list
+    ratings: list
+
+    def __len__(self):
+        return len(self.user)
+
+    def take(self, rows):
+        """The events ``rows`` (m,), in that order."""
+        columns = (column[rows] for column in (self.user, self.item, self.rating, self.time))
+        return Events(*columns, self.users, self.items, self.ratings)
+
+    def counts(self):
+        """(users, items, rows) that occur."""
+        return len(np.unique(self.user)), len(np.unique(self.item)), len(self)
+
+
+@dataclass
+class Layout:
+    """How a file of events is written.
+
+    columns: where user, item, time and rating stand, from 0 or by the header's name; time and
+    rating may be None. header: whether line 1 names the columns. delimiter: between columns.
+    """
+
+    columns: tuple
+    header: bool = False
+    delimiter: str = "\t"
+
+
+def read_events(file, name, layout):
+    """Read Events from a binary file; UserError, naming the line, where a row can't be read.
+
+    Whole and decimal numbers and ISO 8601 dates (UTC where they tell no zone) are times.
+    """
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    lines = text
+    if len(layout.delimiter) > 1:
+        lines = (line.replace(layout.delimiter, "\t") for line in text)
+    delimiter = layout.delimiter if len(layout.delimiter) == 1 else "\t"
+    quoting = csv.QUOTE_NONE if delimiter.isspace() else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    numbers = [defaultdict(itertools.count().__next__) for _ in range(3)]
+    parts = []
+    try:
+        places = _places(next(reader, []), layout) if layout.header else list(layout.columns)
+        while chunk := list(itertools.islice(reader, ROWS_AT_ONCE)):
+            rows = [row for row in chunk if row]
+            try:
+                user, item, time, rating = (
+                    ["1"] * len(rows) if place is None else [row[place].strip() for row in rows]
+                    for place in places
+                )
+                if not (all(user) and all(item)) or _has_space(user) or _has_space(item):
+                    raise ValueError
+                if any(not math.isfinite(float(value)) for value in set(rating)):
+                    raise ValueError
+                seconds = _times(time)
+            except (IndexError, ValueError):
+                raise _first_fault(chunk, reader.line_num, places, name) from None
+            coded = (
+                np.fromiter(map(number.__getitem__, column), np.int64, len(rows))
+                for number, column in zip(numbers, (user, item, rating), strict=True)
+            )
+            parts.append((*coded, seconds))
+    except UnicodeDecodeError:
+        raise UserError(f"{name}, after line {reader.line_num}: not UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{name}, line {reader.line_num}: {error}") from None
+    except (EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{name}: damaged ({error})") from None
+    if not parts:
+        raise UserError(f"{name}: no rows in it")
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Events(*columns, *(list(number) for number in numbers))
+
+
+def _places(names, layout):
+    """The numbers of the layout's columns, from a header's names."""
+    places = []
+    for column in layout.columns:
+        if isinstance(column, str):
+            if column not in names:
+                raise UserError(f"column {column!r} is not in line 1: {', '.join(names)[:200]}")
+            column = names.index(column)
+        places.append(column)
+    return places
+
+
+def _has_space(ids):
+    return len("".join(ids).split(None, 1)) != 1
+
+
+def _times(column):
+    """(n,) numbers that sort as the times in ``column``, a list of str, do."""
+    try:
+        return np.array(list(map(int, column)), dtype=np.int64)
+    except ValueError:
+        pass
+    try:
+        times = np.array(list(map(float, column)))
+    except ValueError:
+        dates = map(datetime.fromisoformat, column)
+        times = np.array([(d if d.tzinfo else d.replace(tzinfo=UTC)).timestamp() for d in dates])
+    if not np.isfinite(times).all():
+        raise ValueError("a time is not finite")
+    return times
+
+
+def _first_fault(chunk, last_line, places, name):
+    """The UserError of the first row in ``chunk`` that can't be read."""
+    for number, row in enumerate(chunk, last_line - len(chunk) + 1):
+        where = f"{name}, line {number}: {' '.join(row)[:60]!r}"
+        try:
+            user, item, time, rating = ("1" if p is None else row[p].strip() for p in places)
+        except IndexError:
+            if row:
+                return UserError(f"{where} has {len(row)} column(s); more are needed")
+            continue
+        if not user or not item or _has_space([user, item]):
+            return UserError(f"{where}: a user or item is empty or holds white space")
+        for value, what in ((rating, "rating"), (time, "time")):
+            try:
+                if what == "time":
+                    _times([value])
+                elif not math.isfinite(float(value)):
+                    raise ValueError
+            except ValueError:
+                return UserError(f"{where}: {value[:30]!r} is no {what}")
+    return UserError(f"{name}, line {last_line}: the times are of several kinds")
+
+
+def open_source(path, member=None):
+    """Open a plain or .gz file, or the ``member`` of a .zip, for reading bytes."""
+    path = str(path)
+    if path.endswith(".zip"):
+        try:
+            return zipfile.ZipFile(path).open(member)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise UserError(f"{path}: {error}") from None
+    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
+
+
+# ------------------------------------------------------------------------------- choosing
+
+
+def unique_pairs(events, keep):
+    """Each (user, item) once: its "first" or "last" event in time, ties in the file's order."""
+    order = np.lexsort((events.time, events.item, events.user))
+    user, item = events.user[order], events.item[order]
+    new = (np.diff(user, prepend=-1) != 0) | (np.diff(item, prepend=-1) != 0)
+    chosen = new if keep == "first" else np.append(new[1:], True)
+    return events.take(np.sort(order[chosen]))
+
+
+def k_core(events, k):
+    """What is left when users and items with fewer than k rows go, over and over."""
+    rows = np.arange(len(events))
+    while True:
+        user, item = events.user[rows], events.item[rows]
+        enough = (np.bincount(user)[user] >= k) & (np.bincount(item)[item] >= k)
+        if enough.all():
+            return events.take(rows)
+        rows = rows[enough]
+
+
+def in_time(events):
+    """Each user's events together, in time order; ties keep their order."""
+    return events.take(np.lexsort((events.time, events.user)))
+
+
+def split_points(lengths, shares=("0.7", "0.8"), exactly=math.ceil):
+    """Where a user's n rows are cut, in exact arithmetic: 0.7 * 10 is a little over 7 as a float.
+
+    lengths: (users,) int. exactly: math.ceil, or round as gowalla-tail has it. Returns two (users,)
+    int arrays: where the validation rows begin and where the test rows do.
+    """
+    sizes, inverse = np.unique(lengths, return_inverse=True)
+    return [
+        np.array([exactly(Fraction(share) * int(n)) for n in sizes])[inverse] for share in shares
+    ]
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+def write_splits(folder, events, cut=split_points):
+    """Write both splits of events from ``in_time``, and let them appear all at once."""
+    lengths = np.diff(np.flatnonzero(np.diff(events.user, prepend=-1, append=-1)))
+    place = np.arange(len(events)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    train_end, validation_end = (np.repeat(end, lengths) for end in cut(lengths))
+    parts = {
+        "validation/train.txt": place < train_end,
+        "validation/test.txt": (train_end <= place) & (place < validation_end),
+        "test/train.txt": place < validation_end,
+        "test/test.txt": validation_end <= place,
+    }
+    names = events.users, events.items, events.ratings
+    columns = [column.tolist() for column in (events.user, events.item, events.rating)]
+    lines = [
+        " ".join([names[0][user], names[1][item], names[2][rating]]) + "\n"
+        for user, item, rating in zip(*columns, strict=True)
+    ]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, chosen in parts.items():
+            path = temporary / name
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path, "w") as file:
+                file.writelines(itertools.compress(lines, chosen.tolist()))
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    print("prepared {}: {} users, {} items, {} rows".format(folder, *events.counts()))
+
+
+def left(events, name):
+    """``events``, or a UserError where nothing is left of them."""
+    if not len(events):
+        raise UserError(f"{name}: no users and items have rows enough; use a lower --core")
+    return events
+
+
+# -------------------------------------------------------------------------------- data sets
 
 
 def fetch_ml_100k():
@@ -52,116 +315,168 @@ def fetch_ml_100k():
             return wheel.read(WHEEL_FILE)
 
 
-def read_ratings(data, name):
-    """Parse `user item rating time` lines, a RecBole header allowed.
-
-    data: bytes, name: of their file, for messages. Returns (users, items, ratings, times): lists
-    of str, and times an int64 array.
-    """
-    lines = data.decode("utf-8", "replace").splitlines()
-    first = 1 if lines and lines[0].startswith("user_id:") else 0
-    rows = []
-    for number, line in enumerate(lines[first:], first + 1):
-        fields = line.split()
-        if len(fields) != 4 or not fields[3].split(".")[0].isdecimal():
-            raise UserError(f"{name}, line {number}: {line[:60]!r} is not `user item rating time`")
-        rows.append(fields)
-    if not rows:
-        raise UserError(f"{name}: no ratings in it")
-    users, items, ratings, times = zip(*rows, strict=True)
-    return users, items, ratings, np.array([int(float(time)) for time in times])
-
-
-def k_core(users, items, k):
-    """The rows that are left when users and items with fewer than k rows go, over and over.
-
-    users, items: (n,) int arrays of numbers from 0. Returns (m,) int indices, ascending.
-    """
-    rows = np.arange(len(users))
-    while True:
-        enough = (np.bincount(users[rows])[users[rows]] >= k) & (
-            np.bincount(items[rows])[items[rows]] >= k
-        )
-        if enough.all():
-            return rows
-        rows = rows[enough]
-
-
-def split_points(lengths):
-    """Where a user's n rows are cut: train to ceil(0.7 n), validation to ceil(0.8 n).
-
-    In whole numbers: 0.7 * 10 is a little over 7 as a float.
-    """
-    return -(-7 * lengths // 10), -(-8 * lengths // 10)
-
-
-def write_splits(folder, users, lines):
-    """Write both splits of rows sorted by user and time, and let them appear all at once.
-
-    users: (n,) int array, equal ones adjacent. lines: n str. Raises UserError where ``folder``
-    exists already.
-    """
-    lengths = np.diff(np.flatnonzero(np.diff(users, prepend=-1, append=-1)))
-    place = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    train_end, validation_end = (np.repeat(cut, lengths) for cut in split_points(lengths))
-    parts = {
-        "validation/train.txt": place < train_end,
-        "validation/test.txt": (train_end <= place) & (place < validation_end),
-        "test/train.txt": place < validation_end,
-        "test/test.txt": validation_end <= place,
-    }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        for name, chosen in parts.items():
-            path = temporary / name
-            path.parent.mkdir(exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                file.writelines(lines[row] for row in np.flatnonzero(chosen))
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
-
-
-def prepare_ml_100k(folder, source=None):
-    """5-core, time order with ties in the file's order, both splits; prints the counts."""
-    if source is None:
-        data, name = fetch_ml_100k(), WHEEL_FILE
+def prepare_ml_100k(folder, args):
+    """MovieLens-100K: 5-core, time order with ties in the file's order."""
+    if args.source:
+        data, name = Path(args.source).read_bytes(), args.source
     else:
-        data, name = Path(source).read_bytes(), source
-    users, items, ratings, times = read_ratings(data, name)
-    user, item = (np.unique(ids, return_inverse=True)[1] for ids in (users, items))
-    rows = k_core(user, item, 5)
-    if not len(rows):
-        raise UserError(f"{name}: no user and item has 5 ratings")
-    rows = rows[np.lexsort((times[rows], user[rows]))]  # stable: ties keep the file's order
-    lines = [f"{users[row]} {items[row]} {ratings[row]}\n" for row in rows]
-    write_splits(folder, user[rows], lines)
-    counts = (len(np.unique(numbers[rows])) for numbers in (user, item))
-    print("prepared {}: {} users, {} items, {} rows".format(folder, *counts, len(rows)))
+        data, name = fetch_ml_100k(), WHEEL_FILE
+    layout = Layout((0, 1, 3, 2), header=b"user_id:" in data[:20])
+    events = left(k_core(read_events(io.BytesIO(data), name, layout), 5), name)
+    write_splits(folder, in_time(events))
 
 
-DATASETS = {"ml-100k": prepare_ml_100k}
+def prepare_ml_1m(folder, args):
+    """MovieLens-1M from its ratings.dat, or the zip that holds it: 5-core, time order."""
+    source = needed(args, "ratings.dat or ml-1m.zip, from grouplens.org/datasets/movielens/1m")
+    with open_source(source, "ml-1m/ratings.dat") as file:
+        events = read_events(file, source, Layout((0, 1, 3, 2), delimiter="::"))
+    write_splits(folder, in_time(left(k_core(events, 5), source)))
+
+
+def prepare_gowalla(folder, args):
+    """Gowalla from SNAP's check-ins: unique pairs, 15-core, time order."""
+    source = args.source or download(SNAP, folder.parent / ".downloads")
+    with open_source(source) as file:
+        events = read_events(file, source, Layout((0, 4, 1, None)))
+    # The file runs from new to old: turned round, ties in time keep the order of events.
+    events = events.take(np.arange(len(events))[::-1])
+    events = left(k_core(unique_pairs(events, args.keep), 15), source)
+    write_splits(folder, in_time(events))
+    compare_with_paper(events.counts())
+
+
+def compare_with_paper(counts):
+    """Print a Gowalla's counts beside the paper's, and whether they differ."""
+    print("here:      {:,} users, {:,} items, {:,} rows".format(*counts))
+    print("the paper: {:,} users, {:,} items, {:,} rows".format(*PAPERS_GOWALLA))
+    if counts != PAPERS_GOWALLA:
+        print("These differ: results on this data are not the paper's Gowalla results.")
+
+
+def prepare_gowalla_tail(folder, args):
+    """The last 30% of the rows of the authors' Gowalla, users with 8 or more there."""
+    source = Path(needed(args, "the authors' folder datasets/gowalla"))
+    data = b"".join((source / part / "test.txt").read_bytes() for part in ("validation", "test"))
+    layout = Layout((0, 1, None, 2), delimiter=" ")
+    events = read_events(io.BytesIO(data), f"{source}/{{validation,test}}/test.txt", layout)
+    events = events.take(np.flatnonzero(np.bincount(events.user)[events.user] >= 8))
+    write_splits(folder, in_time(left(events, source)), lambda n: split_points(n, exactly=round))
+
+
+def prepare_csv(folder, args):
+    """Any file of rows with a user, an item and a time."""
+    source = needed(args, "a file with user, item and time columns")
+    columns = [args.user, args.item, args.time, args.rating]
+    if any(column is None for column in columns[:3]):
+        raise UserError("--user, --item and --time name the columns, or number them from 1")
+    numbered = [column is None or column.isdecimal() for column in columns]
+    columns = [int(c) - 1 if c and n else c for c, n in zip(columns, numbered, strict=True)]
+    if -1 in columns:
+        raise UserError("--user, --item, --time, --rating: columns are numbered from 1")
+    delimiter = args.delimiter or ("\t" if Path(source).suffix in {".tsv", ".inter"} else ",")
+    layout = Layout(
+        tuple(columns), args.header or not all(numbered), delimiter.replace("\\t", "\t")
+    )
+    shares = str(args.train), str(args.validation)
+    if not args.train < args.validation:
+        raise UserError(f"--validation {args.validation}: must be above --train {args.train}")
+    with open_source(source) as file:
+        events = left(k_core(read_events(file, source, layout), args.core), source)
+    write_splits(folder, in_time(events), lambda lengths: split_points(lengths, shares))
+
+
+def needed(args, what):
+    if not args.source:
+        raise UserError(f"{args.name} needs --source: {what}")
+    return args.source
+
+
+def download(address, folder):
+    """The path of a downloaded file, kept in ``folder``; UserError where it can't be had."""
+    path = folder / address.rsplit("/", 1)[1]
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"downloading {address}", flush=True)
+        try:
+            with urllib.request.urlopen(address, timeout=60) as source, atomic_write(path) as file:
+                shutil.copyfileobj(source, file)
+        except (urllib.error.URLError, TimeoutError, OSError) as error:
+            raise UserError(
+                f"{address}: could not be downloaded ({error}); get it yourself and pass --source"
+            ) from None
+    return path
+
+
+DATASETS = {
+    "ml-100k": prepare_ml_100k,
+    "ml-1m": prepare_ml_1m,
+    "gowalla": prepare_gowalla,
+    "gowalla-tail": prepare_gowalla_tail,
+    "csv": prepare_csv,
+}
+
+
+def get_args_parser():
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", choices=DATASETS, help="the data set")
+    path_flag(parser, "--source", "the original file or folder, if you have it")
+    path_flag(
+        parser, "--output_dir", "where the data set's folder goes", str(Path(__file__).parent)
+    )
+    parser.add_argument("--keep", default="first", choices=["first", "last"],
+                        help="gowalla: which of a pair's repeated check-ins stays")  # fmt: skip
+    group = parser.add_argument_group("csv")
+    path_flag(group, "--as_name", "the data set's name (default: the source's)", metavar="NAME")
+    for name in ("user", "item", "time", "rating"):
+        path_flag(group, f"--{name}", f"column of the {name}: its name, or its number from 1",
+                  metavar="COLUMN")  # fmt: skip
+    group.add_argument(
+        "--header", action="store_true", help="skip line 1 though columns are numbers"
+    )
+    path_flag(
+        group, "--delimiter", "between columns (default: , or a tab by the name)", metavar="TEXT"
+    )
+    group.add_argument("--core", default=5, type=in_range(int, "[1, 1e9]"), metavar="K",
+                       help="fewest rows of a user and of an item, over and over")  # fmt: skip
+    for name, share in (("train", 0.7), ("validation", 0.8)):
+        group.add_argument(f"--{name}", default=share, type=in_range(float, "(0, 1)"), metavar="X",
+                           help=f"share of a user's rows up to the end of {name}")  # fmt: skip
+    return parser
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=DATASETS, help="the data set")
-    parser.add_argument("--source", metavar="FILE", help="the original file, if you have it")
-    parser.add_argument(
-        "--output_dir", default=str(Path(__file__).parent), help="where the data set's folder goes"
-    )
-    args = parser.parse_args(argv)
-    folder = Path(args.output_dir, args.name)
+    args = get_args_parser().parse_args(argv)
+    name = args.name
+    if name == "csv":
+        name = args.as_name or Path(args.source or "csv").name.split(".")[0]
+        if name != Path(name).name or name in {"", ".", ".."}:
+            raise UserError(f"--as_name {name!r}: give a folder's name")
+    folder = Path(args.output_dir, name)
     if folder.exists():
+        counts = authors_counts(folder) if name == "gowalla" else None
+        if counts == PAPERS_GOWALLA:
+            print(f"{folder}: the authors' own split is here and is used as it is")
+            compare_with_paper(counts)
+            return 0
         raise UserError(f"{folder}: exists already; delete it to prepare it again")
-    DATASETS[args.name](folder, args.source)
+    DATASETS[args.name](folder, args)
     return 0
+
+
+def authors_counts(folder):
+    """(users, items, rows) of a ready split in ``folder``, or None where there is none."""
+    users, items, rows = set(), set(), 0
+    for part in ("train", "test"):
+        path = folder / "test" / f"{part}.txt"
+        if not path.is_file():
+            return None
+        for line in path.read_bytes().splitlines():
+            user, item, *_ = [*line.split(), b"", b""]
+            users.add(user)
+            items.add(item)
+            rows += 1
+    return len(users), len(items), rows
 
 
 if __name__ == "__main__":

