@@ -59,6 +59,7 @@ class DistilledRecommender(Recommender):
     dynamic_start_epoch: the last epoch without the discrepancy.
     weights: "hybrid", "position", "discrepancy" or "uniform", the columns of the paper's Table 4.
     hybrid_weight: "product", as in the authors' code, or "normalized", as in the paper.
+    made_from: dict of plain values, what the lists were made from; kept in checkpoints.
     """
 
     script = "distill_caser.py"
@@ -268,13 +269,16 @@ def require_same_lists(checkpoint, made_from):
     if theirs is None:
         print(f"note: {checkpoint['path']}: does not tell which lists it learned from")
         return
-    for key in sorted(theirs.keys() | made_from.keys()):
-        if theirs.get(key) != made_from.get(key):
-            difference = _difference(key, theirs, made_from | {key: made_from.get(key)})
-            raise UserError(
-                f"{checkpoint['path']}: began with {difference}; name the files it began with by"
-                " --teacher_model_path and --teacher_topk_path"
-            )
+    if theirs.keys() != made_from.keys():
+        differences = ["lists of another origin than this run's"]
+    else:
+        different = (key for key in made_from if theirs[key] != made_from[key])
+        differences = [_difference(key, theirs, made_from) for key in different]
+    if differences:
+        raise UserError(
+            f"{checkpoint['path']}: began with {differences[0]}; name the files it began with by"
+            " --teacher_model_path and --teacher_topk_path"
+        )
 
 
 # --------------------------------------------------------------------------- command line
@@ -372,6 +376,7 @@ def lists_for(args, data, path, student=None):
         "T": args.T,
         "K": args.K,
         "exclude": args.teacher_exclude,
+        "activations": f"{net.architecture['ac_conv']}, {net.architecture['ac_fc']}",
     }
     if student and not args.teacher_topk_path:
         require_same_lists(student, made_from)  # before a cache is replaced

@@ -383,7 +383,7 @@ def test_restoring_needs_the_same_lists(taught, toy):
     first = make(made_from={"teacher": "a"})
     first.prepare(data.train)
     first.fit(data.train)
-    for made_from, difference in (({"teacher": "b"}, "another teacher"), ({}, "another teacher")):
+    for made_from, difference in (({"teacher": "b"}, "another teacher"), ({}, "another origin")):
         other = make(made_from=made_from)
         other.prepare(data.train)
         with pytest.raises(UserError, match=difference):
@@ -406,3 +406,14 @@ def test_an_owner_of_everything_does_not_forbid_distilling(taught, command, toy,
     status, out, _ = taught("--n_iter", 1, "--teacher_exclude", "observed")
     assert status == 0
     assert "'all'" in out
+
+
+def test_a_bare_teachers_activations_are_part_of_what_lists_are_made_from(taught, tmp_path):
+    whole = torch.load(taught.teacher, weights_only=True)
+    bare = {name: whole[name] for name in ("epoch_num", "state_dict", "optimizer")}
+    torch.save(bare, taught.teacher)
+    assert taught("--n_iter", 1)[0] == 0
+    assert (
+        "activations iden, sigm, this run has relu, sigm"
+        in taught("--n_iter", 1, "--ac_conv", "relu")[1]
+    )
