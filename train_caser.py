@@ -55,7 +55,8 @@ class Recommender:
     network: a factory, (num_users, num_items) -> a module with ``represent``, ``score``,
         ``score_all`` and ``architecture`` as Caser has them.
     n_iter: epochs in all. batch_size: instances a step. l2: weight decay, in the gradient.
-    neg_samples: negatives per instance. learning_rate: of Adam. device: where all of it runs.
+    neg_samples: negatives per instance. learning_rate: of Adam. train_fraction: share of the
+        training instances that are used, drawn once. device: where all of it runs.
 
     Attributes
     ----------
@@ -74,6 +75,7 @@ class Recommender:
         l2=1e-6,
         neg_samples=3,
         learning_rate=1e-3,
+        train_fraction=1.0,
         device="cpu",
     ):
         self.network = network
@@ -82,6 +84,7 @@ class Recommender:
         self.l2 = l2
         self.neg_samples = neg_samples
         self.learning_rate = learning_rate
+        self.train_fraction = train_fraction
         self.device = torch.device(device)
         self.net = None
         self.epoch_num = self.step = 0
@@ -101,6 +104,9 @@ class Recommender:
         )
         self.sampler = ComplementSampler(train.tocsr(), train.num_items - 1, self.device)
         self.instances = (self.sampler.counts[self.users] > 0).nonzero().flatten()
+        if self.train_fraction < 1:
+            chosen = self.epoch_order()[: math.ceil(self.train_fraction * len(self.instances))]
+            self.instances = chosen.sort().values
         if self.net is None:
             self.net = self.network(train.num_users, train.num_items).to(self.device)
         self.optimizer = torch.optim.Adam(
@@ -328,6 +334,7 @@ def get_args_parser(description=__doc__, d=100):
     flag("--learning_rate", 1e-3, float, "(0, 1000]", "of Adam")
     flag("--l2", 1e-6, float, "[0, 1000]", "weight decay, added to the gradient")
     flag("--neg_samples", 3, int, "[1, 1e9]", "negatives per instance")
+    flag("--train_fraction", 1.0, float, "(0, 1]", "share of the training instances that are used")
     flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
     training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                           help="auto is cuda where there is one, else cpu")
@@ -491,7 +498,8 @@ def main(argv=None):
 
 def training_options(args):
     """The arguments of a Recommender that flags of the same names give."""
-    names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate", "device")
+    names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate", "train_fraction",
+             "device")  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 

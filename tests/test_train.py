@@ -190,6 +190,19 @@ def test_negatives_are_never_in_the_users_train_rows(toy):
         assert max(items) < data.train.num_items
 
 
+def test_a_fraction_of_the_instances_stays_the_same_all_along(command, toy, tmp_path):
+    data = DataSet.load("toy", toy.train, toy.test, 3, 1)
+    model = Recommender(partial(Caser, L=3, d=6), train_fraction=0.3)
+    model.prepare(data.train)
+    assert len(model.instances) == -(-3 * data.counts["windows"] // 10)
+    assert len(set(model.instances.tolist())) == len(model.instances)
+    train(command, toy, tmp_path / "a", "--train_fraction", 0.3, "--n_iter", 3)
+    train(command, toy, tmp_path / "b", "--train_fraction", 0.3, "--n_iter", 1)
+    path = tmp_path / "b" / "out" / "toy-caser-dim=6.pth.tar"
+    assert command(train_caser.main, "--checkpoint", path, "--n_iter", 3)[0] == 0
+    assert_same_weights(tmp_path / "a" / "out" / path.name, path)
+
+
 @pytest.mark.parametrize("flags", [["--batch_size", 1], ["--batch_size", 7], ["--neg_samples", 1],
                                    ["--L", 60], ["--L", 1], ["--T", 12], ["--nv", 0], ["--nh", 0],
                                    ["--ac_conv", "prelu", "--ac_fc", "prelu"]])  # fmt: skip
@@ -210,6 +223,7 @@ def test_windows_of_an_owner_of_everything_are_not_trained(command, tmp_path, to
 CHANGES = {
     "L": 2, "T": 2, "d": 7, "nv": 3, "nh": 5, "drop": 0.1, "ac_conv": "relu", "ac_fc": "tanh",
     "batch_size": 9, "learning_rate": 0.01, "l2": 0.1, "neg_samples": 5, "seed": 4, "n_iter": 1,
+    "train_fraction": 0.5,
 }  # fmt: skip
 
 

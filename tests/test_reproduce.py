@@ -1,0 +1,159 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import tree, write_rows
+
+import distill_caser
+import reproduce_tables
+import train_caser
+
+SCRIPTS = {"train_caser.py": train_caser.main, "distill_caser.py": distill_caser.main}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, command):
+    """reproduce_tables over a toy data set, its commands called in this process and counted."""
+    rng = np.random.default_rng(0)
+    parts = {"validation/train": [], "validation/test": [], "test/train": [], "test/test": []}
+    for user in range(10):
+        items = [(user, item) for item in rng.permutation(25)[:12]]
+        parts["validation/train"] += items[:8]
+        parts["validation/test"] += items[8:9]
+        parts["test/train"] += items[:9]
+        parts["test/test"] += items[9:]
+    for name, rows in parts.items():
+        write_rows(tmp_path / "datasets" / "toy" / f"{name}.txt", rows)
+    monkeypatch.chdir(tmp_path)
+    settings = {"teacher": (6, 4), "student": (4, 4), "flags": ("--L", "5", "--batch_size", "16")}
+    monkeypatch.setitem(reproduce_tables.SETTINGS, "toy", settings)
+    ran = []
+
+    def run(words, stdout):
+        script = words[1].name
+        ran.append(words[2:])
+        status = SCRIPTS[script](list(map(str, words[2:])))
+        return SimpleNamespace(returncode=status)
+
+    monkeypatch.setattr(reproduce_tables, "subprocess", SimpleNamespace(run=run))
+
+    def call(*flags):
+        del ran[:]
+        status, out, err = command(
+            reproduce_tables.main, "--dataset", "toy", "--eval_every", 2, *flags
+        )
+        return status, out, err, list(ran)
+
+    return call
+
+
+def test_table_2_from_nothing_then_nothing_is_run_again(study, tmp_path):
+    status, out, err, ran = study()
+    assert (status, err) == (0, [])
+    # Searches for T, S and RD, the teacher of RD's search, and the three rows themselves.
+    assert len(ran) == 7
+    assert "| Caser-RD |" in out
+    assert "Wilcoxon" in out
+    status, again, _, ran = study()
+    assert (status, ran) == (0, [])
+    assert again.splitlines()[-8:] == out.splitlines()[-8:]
+    status, report, _, ran = study("--report")
+    assert (status, ran) == (0, [])
+    for number in ("Table 1", "Table 3", "Table 4", "Readings"):
+        assert number in report
+    assert "not run" in report
+
+
+def test_epochs_come_from_the_validation_split_and_test_is_read_once(study, tmp_path):
+    _, _, _, ran = study("--row", "caser-s")
+    search, final = ran
+    assert "validation" in search
+    assert "test" in final
+    folder = tmp_path / "results" / "toy"
+    lines = (
+        folder / "caser-s-validation-search-seed=1234/toy-validation-caser-dim=4.jsonl"
+    ).read_text()
+    scored = [r for r in map(json.loads, lines.splitlines()) if "map" in r]
+    best = max(scored, key=lambda record: record["map"])["epoch"]
+    assert final[final.index("--n_iter") + 1] == str(best)
+    lines = (folder / "caser-s-test-seed=1234/toy-caser-dim=4.jsonl").read_text().splitlines()
+    assert sum("map" in json.loads(line) for line in lines) == 1
+
+
+def test_dry_run_lists_commands_and_runs_nothing(study, tmp_path):
+    status, out, _, ran = study("--dry_run", "--table", "4", "--seeds", 2)
+    assert (status, ran) == (0, [])
+    assert "--weights uniform" in out
+    assert "--n_iter '<chosen>'" in out
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("change", ["code", "data", "flags"])
+def test_a_stale_result_is_not_reported(study, tmp_path, monkeypatch, change):
+    study("--row", "caser-s")
+    assert study("--row", "caser-s")[3] == []
+    if change == "code":
+        monkeypatch.setattr(reproduce_tables, "code_version", lambda: "another")
+    elif change == "data":
+        path = tmp_path / "datasets" / "toy" / "test" / "train.txt"
+        path.write_text(path.read_text() + "0 1 1\n")
+    else:
+        settings = reproduce_tables.SETTINGS["toy"] | {"flags": ("--batch_size", "8")}
+        monkeypatch.setitem(reproduce_tables.SETTINGS, "toy", settings)
+    before = tree(tmp_path)
+    report = study("--report")[1]
+    line = next(line for line in report.splitlines() if line.startswith("| Caser-S |"))
+    assert line.count("not run") == 7
+    assert tree(tmp_path) == before
+    assert len(study("--row", "caser-s")[3]) == 2
+
+
+def test_an_interrupted_run_is_resumed(study, tmp_path, monkeypatch):
+    study("--row", "caser-s")
+    folder = tmp_path / "results" / "toy" / "caser-s-test-seed=1234"
+    (folder / "finished.json").unlink()
+    _, _, _, ran = study("--row", "caser-s")
+    assert [words[0] for words in ran] == ["--checkpoint"]
+
+
+def test_comments_and_docstrings_are_no_change_of_code(tmp_path, monkeypatch):
+    for name in reproduce_tables.SOURCES:
+        (tmp_path / f"{name}.py").write_text(
+            '"""One."""\n\n\ndef f():\n    """Two."""\n    return 1\n'
+        )
+    monkeypatch.setattr(reproduce_tables, "ROOT", tmp_path)
+    first = reproduce_tables.code_version()
+    (tmp_path / "caser.py").write_text(
+        '"""Other."""\ndef f():  # why\n    """Text."""\n    return 1\n'
+    )
+    assert reproduce_tables.code_version() == first
+    (tmp_path / "caser.py").write_text('"""Other."""\ndef f():\n    """Text."""\n    return 2\n')
+    assert reproduce_tables.code_version() != first
+
+
+def test_figures_are_drawn_with_their_data(study, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    study()
+    status, _, err, ran = study("--figure", "epochs")
+    assert (status, err, ran) == (0, [], [])
+    folder = tmp_path / "results" / "toy" / "figures"
+    rows = (folder / "epochs.csv").read_text().splitlines()
+    assert rows[0] == "line,epoch,MAP"
+    assert {row.split(",")[0] for row in rows[1:]} == {"Caser-T", "Caser-S", "Caser-RD"}
+    assert (folder / "epochs.png").read_bytes().startswith(b"\x89PNG")
+    flag, _, names, label = reproduce_tables.FIGURES["K"]
+    monkeypatch.setitem(reproduce_tables.FIGURES, "K", (flag, (2, 3), names, label))
+    status, _, _, ran = study("--figure", "K")
+    assert (status, len(ran)) == (0, 4)
+    assert len((folder / "K.csv").read_text().splitlines()) == 3
+
+
+def test_list_and_unknown_names(study):
+    status, out, _, _ = study("--list")
+    assert status == 0
+    for word in ("--table 4", "--row rd-paper", "--figure balance"):
+        assert word in out
+    for flags in (["--table", "9"], ["--row", "x"], ["--figure", "x"], ["--seeds", 0]):
+        status, _, err, _ = study(*flags)
+        assert (status, len(err)) == (2, 1)
