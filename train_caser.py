@@ -39,6 +39,7 @@ from utils import (
     pick_device,
     random_state,
     require_writable,
+    restore_adam,
     run_command,
     saved_flags,
     set_random_state,
@@ -251,7 +252,7 @@ class Recommender:
         """Take over what ``state()`` gave, or the authors' three keys; after ``prepare``."""
         load_weights(self.net, checkpoint)
         try:
-            self._restore_optimizer(checkpoint["optimizer"])
+            restore_adam(self.optimizer, checkpoint["optimizer"])
             self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
             self.records = list(checkpoint.get("records", []))
             if "epoch_random" in checkpoint:
@@ -266,23 +267,6 @@ class Recommender:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
-
-    def _restore_optimizer(self, saved):
-        """Take the moments out of a saved Adam; its settings stay this run's."""
-        own = self.optimizer.state_dict()
-        old_names, new_names = saved["param_groups"][0]["params"], own["param_groups"][0]["params"]
-        own["state"] = {
-            new: {key: saved["state"][old][key] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for new, old in zip(new_names, old_names, strict=True)
-            if old in saved["state"]
-        }
-        self.optimizer.load_state_dict(own)
-        for parameter, state in self.optimizer.state.items():
-            mean, square = state["exp_avg"], state["exp_avg_sq"]
-            if mean.shape != parameter.shape or square.shape != parameter.shape:
-                raise ValueError("a moment of its optimizer does not fit its weight")
-            if not (mean.isfinite().all() and (square >= 0).all() and state["step"] >= 0):
-                raise ValueError("a moment of its optimizer is damaged")
 
 
 # ---------------------------------------------------------------------------- checkpoints

@@ -248,7 +248,7 @@ def fingerprint(*arrays):
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------------- random numbers
+# -------------------------------------------------------------- random numbers, optimizers
 
 
 def set_seed(seed):
@@ -271,6 +271,25 @@ def set_random_state(state, device):
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
         getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+def restore_adam(optimizer, saved):
+    """Take the moments out of a saved state dict of Adam's, an old torch's too; the settings stay
+    those of ``optimizer``. Raises LookupError, TypeError or ValueError where they do not fit."""
+    own = optimizer.state_dict()
+    old_names, new_names = saved["param_groups"][0]["params"], own["param_groups"][0]["params"]
+    own["state"] = {
+        new: {key: saved["state"][old][key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for new, old in zip(new_names, old_names, strict=True)
+        if old in saved["state"]
+    }
+    optimizer.load_state_dict(own)
+    for parameter, state in optimizer.state.items():
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if mean.shape != parameter.shape or square.shape != parameter.shape:
+            raise ValueError("a moment of its optimizer does not fit its weight")
+        if not (mean.isfinite().all() and (square >= 0).all() and state["step"] >= 0):
+            raise ValueError("a moment of its optimizer is damaged")
 
 
 class ComplementSampler:
