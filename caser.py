@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import UserError, load_tensors, numeric_flag
+from utils import UserError, chosen_products, load_tensors, numeric_flag
 
 ACTIVATIONS = {
     "iden": nn.Identity,
@@ -93,12 +93,8 @@ class Caser(nn.Module):
         return torch.cat([z, self.user_embeddings(users.flatten())], 1)  # (B, 2d)
 
     def score(self, x, items):
-        """Scores (B, N) of items (B, N) for representations x (B, 2d).
-
-        A multiply and a sum, the same for every column, so that an item's score does not depend
-        on where in ``items`` it stands.
-        """
-        return (self.W2(items) * x[:, None, :]).sum(2) + self.b2(items).squeeze(2)
+        """Scores (B, N) of items (B, N) for representations x (B, 2d)."""
+        return chosen_products(x, self.W2.weight, items) + self.b2(items).squeeze(2)
 
     def score_all(self, sequences, users):
         """Scores (B, num_items) of all ids, padding too, in one matrix product."""

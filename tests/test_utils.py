@@ -16,6 +16,7 @@ from utils import (
     UserError,
     atomic_write,
     boolean,
+    chosen_products,
     in_range,
     load_tensors,
     pick_device,
@@ -230,6 +231,19 @@ def test_draws_equal_the_slow_version(monkeypatch):
     for i, row in enumerate(rows.tolist()):
         outside = sorted(set(range(1, n + 1)) - sets[row])
         assert drawn[i].tolist() == [outside[r % len(outside)] for r in numbers[i].tolist()]
+
+
+@pytest.mark.parametrize(("B", "n"), [(1, 1), (1, 7), (9, 1), (9, 40)])
+def test_chosen_products_with_and_without_a_gradient(monkeypatch, B, n):
+    torch.manual_seed(0)
+    x, table = torch.randn(B, 6), torch.randn(11, 6)
+    rows = torch.randint(0, 11, (B, n))  # more than 11 of them repeat some
+    expected = torch.einsum("bq,bnq->bn", x, table[rows])
+    assert torch.allclose(chosen_products(x, table, rows), expected, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(chosen_products(x, table, rows), expected, atol=1e-6)
+        monkeypatch.setattr(utils, "_has_sampled_product", lambda: False)
+        assert torch.allclose(chosen_products(x, table, rows), expected, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------- signals
