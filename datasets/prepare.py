@@ -227,16 +227,20 @@ def in_time(events):
     return events.take(np.lexsort((events.time, events.user)))
 
 
-def split_points(lengths, shares=("0.7", "0.8"), exactly=math.ceil):
+def split_points(lengths, shares=("0.7", "0.8")):
     """Where a user's n rows are cut, in exact arithmetic: 0.7 * 10 is a little over 7 as a float.
 
-    lengths: (users,) int. exactly: math.ceil, or round as gowalla-tail has it. Returns two (users,)
-    int arrays: where the validation rows begin and where the test rows do.
+    lengths: (users,) int. Returns two (users,) int arrays: where the validation rows begin, at
+    ceil(0.7 n), and where the test rows do, at ceil(0.8 n).
     """
     sizes, inverse = np.unique(lengths, return_inverse=True)
-    return [
-        np.array([exactly(Fraction(share) * int(n)) for n in sizes])[inverse] for share in shares
-    ]
+    cuts = [[math.ceil(Fraction(share) * n) for n in sizes.tolist()] for share in shares]
+    return [np.array(cut)[inverse] for cut in cuts]
+
+
+def rounded_split_points(lengths):
+    """As ``split_points``, at round(0.7 n) and round(0.8 n) in floating point."""
+    return [np.array([round(share * n) for n in lengths.tolist()]) for share in (0.7, 0.8)]
 
 
 # -------------------------------------------------------------------------------- writing
@@ -361,7 +365,7 @@ def prepare_gowalla_tail(folder, args):
     layout = Layout((0, 1, None, 2), delimiter=" ")
     events = read_events(io.BytesIO(data), f"{source}/{{validation,test}}/test.txt", layout)
     events = events.take(np.flatnonzero(np.bincount(events.user)[events.user] >= 8))
-    write_splits(folder, in_time(left(events, source)), lambda n: split_points(n, exactly=round))
+    write_splits(folder, in_time(left(events, source)), rounded_split_points)
 
 
 def prepare_csv(folder, args):

@@ -159,6 +159,12 @@ def test_split_points_are_exact():
     assert validation.tolist() == [math.ceil(Fraction(8, 10) * n) for n in range(1, 1000)]
 
 
+def test_gowalla_tail_is_cut_as_that_data_set_was():
+    train, validation = prepare.rounded_split_points(np.array([15, 35, 45, 65, 10]))
+    assert train.tolist() == [10, 24, 31, 46, 7]  # 0.7 * 45 is a little under 31.5 as a float
+    assert validation.tolist() == [12, 28, 36, 52, 8]
+
+
 def test_k_core_equals_the_slow_version():
     rows = made_up_ratings(3)
     events = read(as_udata(rows).encode(), ML)
