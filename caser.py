@@ -5,7 +5,6 @@ Letters, here and everywhere: B batch, L window, T targets, d dimension, N items
 K length of the teacher's list, S dynamic samples.
 """
 
-import json
 from functools import partial
 
 import torch
@@ -81,7 +80,10 @@ class Caser(nn.Module):
         return self.score(self.represent(sequences, users), items)
 
     def represent(self, sequences, users):
-        """What an item's row of W2 is multiplied with: (B, 2d), [z, user embedding]."""
+        """What an item's row of W2 is multiplied with: (B, 2d), [z, user embedding].
+
+        sequences: (B, L) int64, users: (B,) or (B, 1) int64.
+        """
         E = self.item_embeddings(sequences)  # (B, L, d)
         branches = []
         if self.architecture["nv"]:
@@ -97,7 +99,10 @@ class Caser(nn.Module):
         return chosen_products(x, self.W2.weight, items) + self.b2(items).squeeze(2)
 
     def score_all(self, sequences, users):
-        """Scores (B, num_items) of all ids, padding too, in one matrix product."""
+        """Scores (B, num_items) of all ids, padding too, in one matrix product.
+
+        sequences: (B, L) int64, users: (B,) or (B, 1) int64.
+        """
         x = self.represent(sequences, users)
         return torch.addmm(self.b2.weight.T, x, self.W2.weight.T)
 
@@ -166,45 +171,58 @@ def read_checkpoint(path):
     """
     checkpoint = load_tensors(path)
     try:
-        for kind, keys in CHECKPOINT_KINDS.items():
-            for key in checkpoint.keys() & keys:
-                if not isinstance(checkpoint[key], kind):
-                    raise ValueError(f"its {key} is no {kind.__name__}")
-        for key in ("state_dict", "epoch_num", "optimizer"):
-            if key not in checkpoint:
-                raise ValueError(f"it has no {key}")
-        if checkpoint["epoch_num"] < 0:
-            raise ValueError("its epoch_num is negative")
-        config = checkpoint.get("config")
-        if config is None:  # the authors': what its optimizer tells of the flags
-            group = checkpoint["optimizer"]["param_groups"][0]
-            config = {"learning_rate": float(group["lr"]), "l2": float(group["weight_decay"])}
-        if not all(isinstance(value, str | int | float | None) for value in config.values()):
-            raise ValueError("its config holds more than plain values")
-        for record in checkpoint.get("records", []):
-            json.dumps(dict(record))  # they will be written again
-        weights = checkpoint["state_dict"]
-        if not all(value.is_contiguous() and value.isfinite().all() for value in weights.values()):
-            raise ValueError("its weights are damaged")
-        known = {"path": str(path), "config": config}
-        for table in ("user", "item"):
-            known[f"num_{table}s"] = len(weights[f"{table}_embeddings.weight"])
-        saved = checkpoint.get("architecture", {})
-        saved = {name: saved[name] for name in ("drop", "ac_conv", "ac_fc") if name in saved}
-        Caser(1, 1, L=1, d=1, **saved)  # do these fit together?
-        return checkpoint | known | {"architecture": Caser.architecture_of(weights) | saved}
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        UnboundLocalError,
-    ) as error:
-        reason = " ".join(str(error).split())
+        return checkpoint | _verified(checkpoint) | {"path": str(path)}
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, NameError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: no checkpoint of this project's or of the authors' ({reason})"
         ) from None
+
+
+def _verified(checkpoint):
+    """The parts of a checkpoint that others rely on; some error where they are not as expected."""
+    for key in ("state_dict", "epoch_num", "optimizer"):
+        if key not in checkpoint:
+            raise ValueError(f"it has no {key}")
+    for kind, keys in CHECKPOINT_KINDS.items():
+        for key in checkpoint.keys() & keys:
+            if not isinstance(checkpoint[key], kind):
+                raise ValueError(f"its {key} is no {kind.__name__}")
+    if checkpoint["epoch_num"] < 0:
+        raise ValueError("its epoch_num is negative")
+    config = checkpoint.get("config")
+    if config is None:  # the authors': what its optimizer tells of the flags
+        group = checkpoint["optimizer"]["param_groups"][0]
+        config = {"learning_rate": float(group["lr"]), "l2": float(group["weight_decay"])}
+    flat = [config, *(checkpoint.get(key, {}) for key in ("data", "made_from", "metrics"))]
+    for values in (*flat, *checkpoint.get("records", [])):
+        if not all(isinstance(value, str | int | float | None) for value in values.values()):
+            raise ValueError("it holds more than plain values")
+
+    weights = {name: value.detach() for name, value in checkpoint["state_dict"].items()}
+    for value in weights.values():
+        if value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous():
+            raise ValueError("its weights are no plain float32")
+    saved = checkpoint.get("architecture", {})
+    saved = {name: saved[name] for name in ("drop", "ac_conv", "ac_fc") if name in saved}
+    architecture = Caser.architecture_of(weights) | saved
+    if architecture["L"] < 1 or architecture["d"] < 1:
+        raise ValueError("its weights are empty")
+    sizes = [len(weights[f"{table}_embeddings.weight"]) for table in ("user", "item")]
+    with torch.device("meta"):  # shapes without memory
+        shapes = {name: v.shape for name, v in Caser(*sizes, **architecture).state_dict().items()}
+    known = {name: v.shape for name, v in weights.items() if name in shapes}
+    if any(shapes[name] != shape for name, shape in known.items()):
+        raise ValueError("the shapes of its weights do not fit together")
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise ValueError("its weights are not finite")
+    return {
+        "config": config,
+        "state_dict": weights,
+        "architecture": architecture,
+        "num_users": sizes[0],
+        "num_items": sizes[1],
+    }
 
 
 def load_weights(net, checkpoint):

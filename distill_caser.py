@@ -223,7 +223,7 @@ def _read_description(description):
     try:
         made_from = json.loads(description.read_text("utf-8"))
         return made_from, made_from.pop("content")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{description}: tells of no top-K lists; move it away") from None
 
 
@@ -231,7 +231,7 @@ def _read_cache(path, made_from, shape, num_items, bare_allowed):
     try:
         # Copy-on-write: pages are read when they are used, and torch takes no read-only array.
         lists = np.lib.format.open_memmap(path, mode="c")
-    except (ValueError, EOFError, OSError, SyntaxError, OverflowError, TypeError):
+    except Exception:  # whatever numpy's parser says of bytes that are no header
         raise UserError(f"{path}: not a top-K cache (.npy of integers), or a damaged one") from None
     if lists.dtype.kind not in "iu":
         raise UserError(f"{path}: holds {lists.dtype}, not integers; not a top-K cache")
@@ -285,6 +285,7 @@ def require_same_lists(checkpoint, made_from):
 
 
 def get_distill_args_parser():
+    """The flags of train_caser.py and those of distillation."""
     parser = get_args_parser(__doc__, d=50)
     group = parser.add_argument_group("distillation")
     flag = partial(numeric_flag, group)
@@ -378,7 +379,7 @@ def lists_for(args, data, path, student=None):
         "exclude": args.teacher_exclude,
         "activations": f"{net.architecture['ac_conv']}, {net.architecture['ac_fc']}",
     }
-    if student and not args.teacher_topk_path:
+    if student and "made_from" in student and not args.teacher_topk_path:
         require_same_lists(student, made_from)  # before a cache is replaced
     default = f"{data.name}-teacher-dim={d}-top={args.K}.npy"
     return load_or_build_lists(

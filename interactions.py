@@ -6,6 +6,7 @@ numbered from 0 and items from 1, by first appearance in the training file; item
 
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections import defaultdict
@@ -102,6 +103,8 @@ class Interactions:
         """Yield (users, items), lists of bytes, for a bounded number of rows at a time."""
         try:
             with open(self.path, "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise UserError(f"{self.path}: is no regular file")
                 data = file.read()
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
@@ -322,6 +325,7 @@ class DataSet:
             "user_ids": "\n".join(self.train.user_map),
             "item_ids": "\n".join(self.train.item_map),
             "fingerprint": self.train.fingerprint(),
+            "test": self.test.fingerprint(),
         }
 
     def check(self, checkpoint, allow_other_data=False):

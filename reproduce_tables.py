@@ -13,9 +13,9 @@ it is trained on the test split's training rows for as many, and the test rows a
 import ast
 import csv
 import hashlib
+import itertools
 import json
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -114,7 +114,7 @@ def code_version():
             first = body[0] if isinstance(body, list) and body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 first.value.value = ""
-        digest.update(ast.dump(tree).encode())
+        digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()[:16]
 
 
@@ -136,9 +136,9 @@ class Study:
     def data(self):
         """The DataSet of the test split."""
         if self._dataset is None:
-            flags = list(self.settings["flags"])
-            T = int(flags[flags.index("--T") + 1]) if "--T" in flags else 1
-            self._dataset = DataSet.load(*find_files(self.dataset, "test"), 5, T)
+            flags = dict(zip(*[iter(self.settings["flags"])] * 2, strict=True))
+            L, T = int(flags.get("--L", 5)), int(flags.get("--T", 1))
+            self._dataset = DataSet.load(*find_files(self.dataset, "test"), L, T)
         return self._dataset
 
     def runs(self, row, teaches=False):
@@ -162,8 +162,13 @@ class Study:
 
 def teacher_of(row):
     """The row whose runs teach ``row``."""
-    name = "-".join(("caser-t", *row.teacher_flags)).replace("---", "-")
-    return replace(ROWS["caser-t"], name=name, flags=row.teacher_flags)
+    return with_flags(ROWS["caser-t"], *row.teacher_flags)
+
+
+def with_flags(row, *flags):
+    """``row`` with more flags, (flag, value) or none, and a name that tells them."""
+    name = "-".join((row.name, *("=".join(flags).lstrip("-") for _ in flags[:1])))
+    return replace(row, name=name, flags=row.flags + flags)
 
 
 def fingerprint_file(path):
@@ -259,11 +264,20 @@ class Run:
         data.check(checkpoint)
         return evaluate_ranking(network_of(checkpoint), data.train, data.test)["map"]
 
+    def _set_aside(self):
+        """Rename what another code, data or command left in the folder."""
+        if self.folder.exists():
+            numbers = itertools.count(1)
+            places = (self.folder.with_name(f"{self.name}.old{n}") for n in numbers)
+            aside = next(place for place in places if not place.exists())
+            self.folder.rename(aside)
+            print(f"{self.folder}: from other code, data or flags; kept as {aside.name}")
+
     def execute(self):
         """Start the run, or resume it where an interrupted one of the same identity lies."""
         begun = _read_json(self.folder / "begun.json")
         if begun != self.identity():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._set_aside()
             self.folder.mkdir(parents=True)
             with atomic_write(self.folder / "begun.json", "w") as file:
                 json.dump(self.identity(), file)
@@ -325,6 +339,7 @@ def table(heads, rows):
 
 
 def mean_and_deviation(values):
+    """ "mean ± standard deviation", the latter where there are two values or more."""
     values = list(values)
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{deviation}"
@@ -403,7 +418,7 @@ def ranking_seconds(net, train, users, at_once):
 
 def table_3(study, names):
     """Parameters, size, and the time to rank all items for every test user."""
-    lines, sizes = [], []
+    lines, sizes = [], {}
     data = study.data()
     users = np.flatnonzero(np.diff(data.test.tocsr().indptr))
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -413,7 +428,8 @@ def table_3(study, names):
             lines.append([row.title, *["not run"] * (4 + 2 * len(devices))])
             continue
         net = network_of(read_checkpoint(runs[0].checkpoint))
-        sizes.append(sum(parameter.numel() for parameter in net.parameters()))
+        sizes[row.size] = sum(parameter.numel() for parameter in net.parameters())
+        ratio = f"{sizes[row.size] / sizes['teacher']:.1%}" if "teacher" in sizes else ""
         times = [
             statistics.median(
                 ranking_seconds(net.to(device), data.train, users, n) for _ in range(3)
@@ -423,8 +439,8 @@ def table_3(study, names):
         ]
         paper = PAPER_PARAMETERS[row.name] if study.dataset == "gowalla" else ""
         megabytes = runs[0].checkpoint.stat().st_size / 1e6
-        lines.append([row.title, f"{sizes[-1]:,}", paper, f"{sizes[-1] / sizes[0]:.1%}",
-                      f"{megabytes:.1f}", *(f"{seconds:.2f}" for seconds in times)])  # fmt: skip
+        cells = [f"{sizes[row.size]:,}", paper, ratio, f"{megabytes:.1f}"]
+        lines.append([row.title, *cells, *(f"{seconds:.2f}" for seconds in times)])
     heads = ["", "parameters", "paper", "ratio", "checkpoint MB"]
     heads += [f"{device} s, {n}" for device in devices for n in ("256 users at once", "one by one")]
     threads = f"{len(users)} users, {torch.get_num_threads()} threads, medians of 3."
@@ -457,8 +473,7 @@ def varied(row, flag, value):
     """``row`` with one flag changed; the share of instances changes for its teacher as well."""
     flags = (f"--{flag}", str(value))
     teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
-    name = f"{row.name}-{flag}={value}"
-    return replace(row, name=name, flags=row.flags + flags, teacher_flags=teacher_flags)
+    return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
 
 
 TRIO = ("caser-t", "caser-s", "caser-rd")
@@ -520,6 +535,7 @@ def draw(points, path, label, title):
 
 
 def draw_figure(study, name):
+    """Draw a figure from those of its runs that are finished."""
     points = list(figure_points(study, name))
     if not points:
         raise UserError(f"--figure {name}: none of its runs is finished")

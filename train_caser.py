@@ -106,8 +106,9 @@ class Recommender:
         self.sampler = ComplementSampler(train.tocsr(), train.num_items - 1, self.device)
         self.instances = (self.sampler.counts[self.users] > 0).nonzero().flatten()
         if self.train_fraction < 1:
-            chosen = self.epoch_order()[: math.ceil(self.train_fraction * len(self.instances))]
-            self.instances = chosen.sort().values
+            shuffle = torch.randperm(len(self.instances))  # on the CPU: alike on every device
+            chosen = shuffle[: math.ceil(self.train_fraction * len(shuffle))].sort().values
+            self.instances = self.instances[chosen.to(self.device)]
         if self.net is None:
             self.net = self.network(train.num_users, train.num_items).to(self.device)
         self.optimizer = torch.optim.Adam(
@@ -189,7 +190,7 @@ class Recommender:
 
     def _check_losses(self, epoch):
         """The running epoch's losses so far; UserError at the first that is not finite."""
-        losses = self._losses[: self.step].double().cpu()
+        losses = self._losses[: self.step].cpu().double()
         bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
         weights_bad = not all(value.isfinite().all() for value in self.net.state_dict().values())
         if bad or weights_bad:
@@ -256,8 +257,9 @@ class Recommender:
             self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
             self.records = list(checkpoint.get("records", []))
             if "epoch_random" in checkpoint:
-                set_random_state(checkpoint["epoch_random"], self.device)
                 self._step_random = checkpoint["step_random"]
+                for state in (self._step_random, checkpoint["epoch_random"]):  # both must be good
+                    set_random_state(state, self.device)
                 self._seconds = checkpoint["step_seconds"]
                 batches = -(-len(self.instances) // self.batch_size)
                 if not (0 <= self.step < batches and 0 <= self._seconds < math.inf):
@@ -273,10 +275,12 @@ class Recommender:
 
 
 def save_run(path, model, args, data):
-    """Write the checkpoint ``path`` and the records beside it, each of them atomically."""
+    """Write the records and then the checkpoint ``path``, each of them atomically.
+
+    In that order, since a resumed run drops records past its checkpoint and can't make up missing
+    ones.
+    """
     config = dict(vars(args))
-    with atomic_write(path) as file:
-        torch.save(model.state() | {"config": config, "data": data.identity}, file)
     header = {
         "script": model.script,
         "config": config,
@@ -289,6 +293,8 @@ def save_run(path, model, args, data):
     with atomic_write(records_path(path), "w") as file:
         for record in (header, *model.records):
             file.write(json.dumps(record) + "\n")
+    with atomic_write(path) as file:
+        torch.save(model.state() | {"config": config, "data": data.identity}, file)
 
 
 def records_path(path):
@@ -300,6 +306,7 @@ def records_path(path):
 
 
 def get_args_parser(description=__doc__, d=100):
+    """The flags of this script, and those that distill_caser.py shares; ``d`` is the default d."""
     parser = Parser(description=description.split("\n")[0])
     # fmt: off
     data = parser.add_argument_group("data")
@@ -358,8 +365,11 @@ def read_command(parser, script, argv):
         if not args.evaluate and checkpoint.get("script", script) != script:
             raise UserError(f"{args.checkpoint}: {checkpoint['script']} made it and can resume it")
         args = _with_saved_flags(parser, argv, args, given, checkpoint)
-    if args.use_cuda is not None and "device" not in given:
-        args.device = "cuda" if args.use_cuda else "cpu"
+    if args.use_cuda is not None:
+        asked = "cuda" if args.use_cuda else "cpu"
+        if "device" in given and args.device not in {"auto", asked}:
+            raise UserError(f"--use_cuda and --device {args.device} contradict; give one of them")
+        args.device = asked
     args.device = str(pick_device(args.device))
     if bool(args.train_root) != bool(args.test_root):
         raise UserError("--train_root and --test_root go together; give both")
@@ -442,6 +452,8 @@ def run(model, path, args, data, checkpoint):
     if checkpoint:
         for note in data.check(checkpoint, args.allow_other_data):
             print(f"note: {note}")
+        if checkpoint.get("data", data.identity).get("test") != data.identity["test"]:
+            print(f"note: {data.test.path}: not the rows that earlier epochs were evaluated on")
         model.restore(checkpoint)
     save = partial(save_run, path, model, args, data)
     stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import glob
 import hashlib
 import os
 import pickle
@@ -173,6 +174,9 @@ def atomic_write(path, mode="wb"):
     """Open a file that appears at ``path`` whole, when the block ends, or not at all."""
     path = Path(os.path.realpath(path))  # replace what a link points at, not the link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not _is_running(left.name.split(".")[-2]):  # of a process that was killed
+            left.unlink(missing_ok=True)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -185,6 +189,16 @@ def atomic_write(path, mode="wb"):
             error.filename = str(path)
         raise
     sync_folder(path.parent)
+
+
+def _is_running(pid):
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sync_folder(folder):
@@ -284,11 +298,14 @@ def restore_adam(optimizer, saved):
         for new, old in zip(new_names, old_names, strict=True)
         if old in saved["state"]
     }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for new, parameter in zip(new_names, parameters, strict=True):
+        for moment in ("exp_avg", "exp_avg_sq") if new in own["state"] else ():
+            if own["state"][new][moment].shape != parameter.shape:
+                raise ValueError("a moment of its optimizer does not fit its weight")
     optimizer.load_state_dict(own)
-    for parameter, state in optimizer.state.items():
+    for state in optimizer.state.values():
         mean, square = state["exp_avg"], state["exp_avg_sq"]
-        if mean.shape != parameter.shape or square.shape != parameter.shape:
-            raise ValueError("a moment of its optimizer does not fit its weight")
         if not (mean.isfinite().all() and (square >= 0).all() and state["step"] >= 0):
             raise ValueError("a moment of its optimizer is damaged")
 

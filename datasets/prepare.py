@@ -10,6 +10,7 @@ python datasets/prepare.py csv --source ratings.csv --user userId --item movieId
 import csv
 import gzip
 import hashlib
+import http.client
 import io
 import itertools
 import math
@@ -18,9 +19,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -125,7 +126,7 @@ def read_events(file, name, layout):
         raise UserError(f"{name}, after line {reader.line_num}: not UTF-8") from None
     except csv.Error as error:
         raise UserError(f"{name}, line {reader.line_num}: {error}") from None
-    except (EOFError, OSError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{name}: damaged ({error})") from None
     if not parts:
         raise UserError(f"{name}: no rows in it")
@@ -194,7 +195,7 @@ def open_source(path, member=None):
     if path.endswith(".zip"):
         try:
             return zipfile.ZipFile(path).open(member)
-        except (zipfile.BadZipFile, KeyError) as error:
+        except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{path}: {error}") from None
     return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
 
@@ -378,7 +379,8 @@ def prepare_csv(folder, args):
     columns = [int(c) - 1 if c and n else c for c, n in zip(columns, numbered, strict=True)]
     if -1 in columns:
         raise UserError("--user, --item, --time, --rating: columns are numbered from 1")
-    delimiter = args.delimiter or ("\t" if Path(source).suffix in {".tsv", ".inter"} else ",")
+    by_tabs = source.removesuffix(".gz").endswith((".tsv", ".inter"))
+    delimiter = args.delimiter or ("\t" if by_tabs else ",")
     layout = Layout(
         tuple(columns), args.header or not all(numbered), delimiter.replace("\\t", "\t")
     )
@@ -405,7 +407,10 @@ def download(address, folder):
         try:
             with urllib.request.urlopen(address, timeout=60) as source, atomic_write(path) as file:
                 shutil.copyfileobj(source, file)
-        except (urllib.error.URLError, TimeoutError, OSError) as error:
+                size = source.headers.get("Content-Length", file.tell())
+                if file.tell() != int(size):
+                    raise OSError(f"{file.tell()} of {size} bytes came")
+        except (http.client.HTTPException, OSError) as error:
             raise UserError(
                 f"{address}: could not be downloaded ({error}); get it yourself and pass --source"
             ) from None

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from caser import Caser
 from distill_caser import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
-from interactions import DataSet
+from interactions import DataSet, Interactions
 from train_caser import Recommender
 from utils import Parser, in_range, pick_device, run_command, set_seed, versions
 
@@ -49,6 +49,14 @@ def made_up(folder, users, items, rows):
         item[:items] = rng.permutation(items)[: len(item)]
         np.savetxt(folder / f"{name}.txt", np.stack([user, item, np.ones_like(user)], 1), "%d")
     return folder / "train.txt", folder / "test.txt"
+
+
+def million_rows(folder):
+    """Write a file of a million rows; return its path."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.integers(0, 50_000, 10**6), rng.integers(0, 30_000, 10**6)], 1)
+    np.savetxt(folder / "million.txt", np.hstack([rows, np.ones_like(rows[:, :1])]), "%d")
+    return folder / "million.txt"
 
 
 def median_seconds(function, times, device):
@@ -216,6 +224,9 @@ def main(argv=None):
         data = DataSet.load("data", *files, 5, 1)
         print(f"{data.headline()}; {device}, {torch.get_num_threads()} threads, {versions()}")
         rows = [("read the files, make the windows", seconds, None, "")]
+        million = million_rows(folder)
+        rows += [("read a million rows", median_seconds(lambda: Interactions(million), 3, device),
+                  2.0, "2 s")]  # fmt: skip
         rows += measure(data, device, args.repeat)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{'phase':34}{'seconds':>10}{'limit':>10}{'of it':>7}")

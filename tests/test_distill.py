@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tree, write_rows
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_train import assert_same_weights, records, train, weights
 
 import distill_caser
@@ -228,6 +231,25 @@ def damage(path):
     yield b""
     yield b"PK\3\4 a zip"
     yield data[:-4] + b"\1\0\0\0"  # right shape and range, other lists
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_caches_never_break(tmp_path_factory, data):
+    """load_or_build_lists gives the right lists or a UserError, whatever bytes are damaged."""
+    path = tmp_path_factory.mktemp("cache") / "lists.npy"
+    lists = np.arange(1, 13, dtype=np.int32).reshape(4, 3)
+    made_from = {"K": 3, "teacher": "t"}
+    load = partial(distill_caser.load_or_build_lists, path, True, made_from, (4, 3), 20)
+    load(lambda: lists)
+    target = data.draw(st.sampled_from([path, Path(f"{path}.json")]))
+    bad = bytearray(target.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
+    target.write_bytes(bytes(bad))
+    with contextlib.suppress(UserError):
+        assert np.array_equal(load(lambda: 1 / 0)[0], lists)
+    assert target.read_bytes() == bytes(bad)
 
 
 @pytest.mark.parametrize("case", range(4))

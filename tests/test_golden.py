@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from caser import Caser, load_weights, read_checkpoint
+from caser import Caser, read_checkpoint
 from distill_caser import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
 from interactions import Interactions
@@ -196,7 +196,10 @@ def network(arrays, settings):
 
 
 def assert_trained_as_recorded(model, arrays):
-    assert_close([round(r["loss"], 4) for r in model.records], arrays["epoch_loss"], 1.01e-4)
+    losses = np.array([record["loss"] for record in model.records])
+    recorded = arrays["epoch_loss"]  # to 4 digits
+    assert losses.shape == recorded.shape
+    assert np.abs(losses - recorded).max() <= 0.5e-4 + SINGLE * np.abs(recorded).max()
     final = named(arrays, "final.")
     ours = model.net.state_dict()
     assert ours.keys() == final.keys()
@@ -264,7 +267,6 @@ def test_authors_checkpoint(path):
     model.restore(checkpoint)
     for name, value in named(arrays, "final.").items():
         assert torch.equal(model.net.state_dict()[name], value)
-    load_weights(model.net, checkpoint)
     windows = torch.from_numpy(train.test_sequences.sequences)
     with torch.no_grad():
         scores = model.net.eval().score_all(windows, torch.arange(train.num_users))

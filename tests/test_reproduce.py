@@ -106,7 +106,11 @@ def test_a_stale_result_is_not_reported(study, tmp_path, monkeypatch, change):
     line = next(line for line in report.splitlines() if line.startswith("| Caser-S |"))
     assert line.count("not run") == 7
     assert tree(tmp_path) == before
-    assert len(study("--row", "caser-s")[3]) == 2
+    _, out, _, ran = study("--row", "caser-s")
+    assert len(ran) == 2
+    assert "kept as caser-s-test-seed=1234.old1" in out
+    after = tree(tmp_path)
+    assert set(before.values()) <= set(after.values())  # nothing is lost
 
 
 def test_an_interrupted_run_is_resumed(study, tmp_path, monkeypatch):

@@ -387,25 +387,94 @@ JUNK = [None, -1, ["x", 1], {"a": torch.zeros(3)}]
 
 @pytest.mark.parametrize("junk", JUNK, ids=str)
 def test_a_checkpoint_with_junk_in_any_place_never_breaks(command, toy, tmp_path, junk):
+    """In the middle of an epoch, where most of a checkpoint is needed again."""
     train(command, toy, tmp_path, "--n_iter", 1)
     path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
     whole = torch.load(path, weights_only=True)
-    inner = [(key, name) for key in ("config", "architecture", "data") for name in whole[key]]
+    whole |= {"step": 2, "step_losses": torch.ones(2, 2), "step_seconds": 1.0}
+    torch.save(whole, path)
+    flags = [*toy.flags, "--n_iter", 2]
+    assert command(train_caser.main, "--checkpoint", path, *flags)[0] == 0
+    inner = [
+        (key, name)
+        for key in ("config", "architecture", "data", "step_random")
+        for name in whole[key]
+    ]
     for place in [(key,) for key in whole] + inner:
-        changed = {
-            key: dict(value) if isinstance(value, dict) else value for key, value in whole.items()
-        }
+        changed = {k: dict(v) if isinstance(v, dict) else v for k, v in whole.items()}
         holder = changed
         for key in place[:-1]:
             holder = holder[key]
         holder[place[-1]] = junk
         torch.save(changed, path)
         before = tree(tmp_path)
-        flags = [*toy.flags, "--n_iter", 2]
         status, _, err = command(train_caser.main, "--checkpoint", path, *flags)
         assert status in (0, 2), place
         assert len(err) == (status == 2), place
         assert status == 0 or tree(tmp_path) == before
+
+
+def odd_weights(whole):
+    """Checkpoints with readable weights that can't be meant."""
+    for name, value in (
+        ("fc1.weight", whole["fc1.weight"].bfloat16()),
+        ("fc1.weight", torch.empty(whole["fc1.weight"].shape, device="meta")),
+        ("fc1.weight", whole["fc1.weight"].mT),
+        ("fc1.weight", torch.zeros(1).expand(whole["fc1.weight"].shape)),
+        ("fc1.weight", torch.full_like(whole["fc1.weight"], torch.nan)),
+        ("conv_v.weight", torch.empty(10**9, 1, 3, 0)),
+        ("user_embeddings.weight", torch.empty(12, 0)),
+        ("user_embeddings.weight", torch.empty(0, 6)),
+    ):
+        yield whole | {name: value}
+
+
+def test_odd_weights_are_refused(command, toy, tmp_path):
+    train(command, toy, tmp_path, "--n_iter", 1)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    whole = torch.load(path, weights_only=True)
+    for weights_ in odd_weights(whole["state_dict"]):
+        torch.save(whole | {"state_dict": weights_}, path)
+        status, _, err = command(train_caser.main, "--evaluate", "--checkpoint", path)
+        assert (status, len(err)) == (2, 1)
+    parameters = {name: torch.nn.Parameter(v) for name, v in whole["state_dict"].items()}
+    torch.save(whole | {"state_dict": parameters}, path)
+    assert command(train_caser.main, "--evaluate", "--checkpoint", path)[0] == 0
+
+
+def test_records_that_grow_when_written_are_refused(command, toy, tmp_path):
+    train(command, toy, tmp_path, "--n_iter", 1)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    nested = [1]
+    for _ in range(60):
+        nested = [nested, nested]
+    torch.save(torch.load(path, weights_only=True) | {"records": [{"epoch": 1, "x": nested}]}, path)
+    status, _, err = command(train_caser.main, "--checkpoint", path, "--n_iter", 2)
+    assert (status, len(err)) == (2, 1)
+
+
+def test_a_kill_between_records_and_checkpoint_leaves_no_gap(command, toy, tmp_path, monkeypatch):
+    train(command, toy, tmp_path, "--n_iter", 2)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_caser.torch, "save", killed)
+    assert command(train_caser.main, "--checkpoint", path, "--n_iter", 4)[0] == 130
+    monkeypatch.undo()
+    assert command(train_caser.main, "--checkpoint", path, "--n_iter", 3)[0] == 0
+    rows = records(path.with_name("toy-caser-dim=6.jsonl"))[1:]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_another_test_file_on_resume_is_said(command, toy, tmp_path):
+    train(command, toy, tmp_path, "--n_iter", 1)
+    toy.test.write_text(toy.test.read_text() + "u1 i1 1\n")
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    status, out, _ = command(train_caser.main, "--checkpoint", path, "--n_iter", 2)
+    assert status == 0
+    assert "not the rows that earlier epochs were evaluated on" in out
 
 
 def test_the_authors_checkpoint_goes_on_with_its_own_settings(command, toy, tmp_path):

@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import signal
+import subprocess
 import zipfile
 
 import numpy as np
@@ -97,6 +98,16 @@ def test_atomic_write_goes_through_links(tmp_path):
         file.write("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".file.{dead.pid}.tmp").write_text("half")
+    (tmp_path / f".file.{os.getppid()}.tmp").write_text("another process, at work")
+    with atomic_write(tmp_path / "file", "w") as file:
+        file.write("new")
+    assert sorted(os.listdir(tmp_path)) == [f".file.{os.getppid()}.tmp", "file"]
 
 
 def test_require_writable(tmp_path):
