@@ -79,28 +79,33 @@ def _target_ranks(net, sequences, users, seen, wanted):
     if target.isnan().any() or (target == torch.inf).any():
         raise UserError("a score is not a finite number; the model's weights are damaged")
     scores.scatter_(1, items, -torch.inf)
-    above = scores.shape[1] - _count_below(scores, target)
+    above = scores.shape[1] - _count_below(scores, target, num_targets)
     ranks = above + torch.arange(target.shape[1], device=device)  # and the targets before it
     row, column = (target > -torch.inf).nonzero().T.cpu().numpy()
     return users[row], ranks.cpu().numpy()[row, column]
 
 
-def _count_below(scores, target):
+def _count_below(scores, target, num_targets):
     """How many of a row's scores (b, N) are below each of its targets (b, J): (b, J) int64.
 
-    Comparisons are written as floats, in pieces that stay in the cache: their sum is several
-    times faster than that of booleans, and exact up to 2^24 items.
+    num_targets: (b,) int, ascending; columns from there on mean nothing. Comparisons are written
+    as floats, in pieces that stay in the cache: their sum is several times faster than that of
+    booleans, and exact up to 2^24 items.
     """
-    counts = torch.empty(target.shape, dtype=torch.int64, device=target.device)
-    size = max(
-        1, (CACHE if target.device.type == "cpu" else BLOCK) // (scores.shape[1] * target.shape[1])
-    )
-    for first in range(0, len(scores), size):
-        piece = slice(first, first + size)
-        shape = (len(scores[piece]), target.shape[1], scores.shape[1])
-        below = torch.empty(shape, device=target.device)
-        torch.lt(scores[piece, None, :], target[piece, :, None], out=below)
-        counts[piece] = below.sum(2)
+    counts = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
+    limit = CACHE if target.device.type == "cpu" else BLOCK
+    at_once = max(1, limit // scores.shape[1])  # targets
+    first = 0
+    while first < len(scores):
+        last = min(len(scores), first + max(1, at_once // int(num_targets[first])))
+        while last - first > 1 and (last - first) * num_targets[last - 1] > 2 * at_once:
+            last = (first + last) // 2
+        for column in range(0, int(num_targets[last - 1]), at_once):
+            piece = slice(first, last), slice(column, column + at_once)
+            below = torch.empty(*target[piece].shape, scores.shape[1], device=target.device)
+            torch.lt(scores[first:last, None, :], target[piece][:, :, None], out=below)
+            counts[piece] = below.sum(2)
+        first = last
     return counts
 
 

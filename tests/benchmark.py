@@ -40,7 +40,7 @@ def made_up(folder, users, items, rows):
     rng = np.random.default_rng(0)
     lengths = np.exp(rng.normal(0, 0.9, users))
     lengths = 12 + np.floor(lengths / lengths.sum() * (rows - 12 * users)).astype(int)
-    lengths[0] += rows - lengths.sum()
+    lengths[: rows - lengths.sum()] += 1
     popularity = 1 / np.arange(1, items + 1) ** 0.6
     cumulative = np.cumsum(popularity) / popularity.sum()
     for name, counts in (("train", lengths), ("test", -(-lengths // 4))):

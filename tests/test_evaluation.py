@@ -38,10 +38,11 @@ def slow_metrics(scores, seen, wanted, ks):
     return result
 
 
-@pytest.mark.parametrize("block", [1 << 24, 50])
+@pytest.mark.parametrize("block", [1 << 24, 500, 50])
 @pytest.mark.parametrize("levels", [1, 3, 1000])
 def test_equals_the_slow_version(tmp_path, monkeypatch, levels, block):
     monkeypatch.setattr(evaluation, "BLOCK", block)
+    monkeypatch.setattr(evaluation, "CACHE", block // 2)
     rng = np.random.default_rng(levels)
     train, test = [], []
     for user in range(30):
