@@ -254,17 +254,21 @@ def add_network_flags(group, d):
     # fmt: on
 
 
-def network_factory(args):
-    """The (num_users, num_items) -> Caser that the flags describe."""
+def network_settings(args):
+    """The settings of a Caser that flags of the same names give."""
     if not args.nv and not args.nh:
         raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
-    return partial(Caser, **{name: getattr(args, name) for name in NETWORK_FLAGS})
+    return {name: getattr(args, name) for name in NETWORK_FLAGS}
 
 
-def restore_network(checkpoint, args):
-    """The Caser of a checkpoint; what its file does not tell comes from the flags."""
-    flags = {name: getattr(args, name) for name in NETWORK_FLAGS}
+def network_factory(args):
+    """The (num_users, num_items) -> Caser that the flags describe."""
+    return partial(Caser, **network_settings(args))
+
+
+def restore_network(checkpoint, settings=None):
+    """The Caser of a checkpoint; what its file does not tell comes from ``settings``."""
     sizes = checkpoint["num_users"], checkpoint["num_items"]
-    net = Caser(*sizes, **flags | checkpoint["architecture"])
+    net = Caser(*sizes, **(settings or {}) | checkpoint["architecture"])
     load_weights(net, checkpoint)
     return net

@@ -27,7 +27,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from caser import Caser, load_weights, read_checkpoint
+from caser import read_checkpoint, restore_network
 from evaluation import KS, evaluate_ranking
 from interactions import DataSet, find_files
 from utils import (
@@ -262,7 +262,7 @@ class Run:
         data = self.study.data()
         checkpoint = read_checkpoint(self.checkpoint)
         data.check(checkpoint)
-        return evaluate_ranking(network_of(checkpoint), data.train, data.test)["map"]
+        return evaluate_ranking(restore_network(checkpoint), data.train, data.test)["map"]
 
     def _set_aside(self):
         """Rename what another code, data or command left in the folder."""
@@ -303,14 +303,6 @@ def _read_json(path):
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def network_of(checkpoint):
-    """The Caser of a checkpoint of this project's, in eval mode."""
-    sizes = checkpoint["num_users"], checkpoint["num_items"]
-    net = Caser(*sizes, **checkpoint["architecture"])
-    load_weights(net, checkpoint)
-    return net.eval()
 
 
 def execute_all(runs):
@@ -427,7 +419,7 @@ def table_3(study, names):
         if not runs:
             lines.append([row.title, *["not run"] * (4 + 2 * len(devices))])
             continue
-        net = network_of(read_checkpoint(runs[0].checkpoint))
+        net = restore_network(read_checkpoint(runs[0].checkpoint)).eval()
         sizes[row.size] = sum(parameter.numel() for parameter in net.parameters())
         ratio = f"{sizes[row.size] / sizes['teacher']:.1%}" if "teacher" in sizes else ""
         times = [

@@ -20,6 +20,7 @@ from caser import (
     add_network_flags,
     load_weights,
     network_factory,
+    network_settings,
     read_checkpoint,
     restore_network,
 )
@@ -427,7 +428,7 @@ def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     """Load a checkpoint's network for the data, print its metrics, return it."""
     for note in data.check(checkpoint, args.allow_other_data):
         print(f"note: {note}")
-    net = restore_network(checkpoint, args).to(args.device)
+    net = restore_network(checkpoint, network_settings(args)).to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
     standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
