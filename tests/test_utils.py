@@ -184,6 +184,17 @@ def test_a_checkpoint_that_claims_more_than_it_holds(tmp_path):
         load_tensors(path)
 
 
+@pytest.mark.parametrize("claim", [10**10, 10**12, 10**15])
+def test_an_old_checkpoint_that_claims_more_than_it_holds(tmp_path, claim):
+    path = tmp_path / "claim.pth.tar"
+    torch.save(torch.zeros(10), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert b"K\n" in data  # BININT1 10
+    path.write_bytes(data.replace(b"K\n", b"\x8a\x07" + claim.to_bytes(7, "little")))
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_tensors(path)
+
+
 # ------------------------------------------------------------------------- random numbers
 
 
