@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caser import network_factory, read_checkpoint
+from caser import read_checkpoint
 from interactions import PADDING
 from losses import (
     distillation_loss,
@@ -22,13 +22,10 @@ from losses import (
 )
 from train_caser import (
     Recommender,
+    carry_out,
     evaluate_checkpoint,
     get_args_parser,
-    load_data,
-    nothing_to_do,
     output_path,
-    read_command,
-    run,
     training_options,
 )
 from utils import (
@@ -315,16 +312,8 @@ def get_distill_args_parser():
     return parser
 
 
-def main(argv=None):
-    parser = get_distill_args_parser()
-    args, checkpoint = read_command(parser, DistilledRecommender.script, argv)
-    if nothing_to_do(args, checkpoint):
-        return 0
-    network = network_factory(args)
-    data = load_data(args)
-    if args.evaluate:
-        evaluate_checkpoint(args, data, checkpoint)
-        return 0
+def make_distilled(args, network, data, checkpoint):
+    """The DistilledRecommender that the flags describe, and the path of its checkpoint."""
     check_K(args.K, data.train, args.teacher_exclude)
     teacher_path = find_teacher(args, data)
     path = output_path(args, data, "-rd")
@@ -345,7 +334,12 @@ def main(argv=None):
         made_from,
         **training_options(args),
     )
-    return run(model, path, args, data, checkpoint)
+    return model, path
+
+
+def main(argv=None):
+    parser = get_distill_args_parser()
+    return carry_out(parser, DistilledRecommender.script, argv, make_distilled)
 
 
 def find_teacher(args, data):
@@ -372,7 +366,7 @@ def lists_for(args, data, path, student=None):
     net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
     made_from = {
         "teacher": fingerprint(*(value.numpy() for value in teacher["state_dict"].values())),
-        "data": data.train.fingerprint(),
+        "data": data.identity["fingerprint"],
         "L": args.L,
         "T": args.T,
         "K": args.K,

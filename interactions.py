@@ -92,8 +92,8 @@ class Interactions:
         known = self.user_ids < self.num_users
         self.num_unknown_user_rows = int((~known).sum())
         self.user_ids, self.item_ids = self.user_ids[known], self.item_ids[known]
-        self.unknown_users = list(_decoded(users))[self.num_users :]
-        self.unknown_items = list(_decoded(items))[self.num_items - 1 :]
+        self.unknown_users = [name.decode() for name in list(users)[self.num_users :]]
+        self.unknown_items = [name.decode() for name in list(items)[self.num_items - 1 :]]
         self.sequences = self.test_sequences = None
 
     def __len__(self):
@@ -305,17 +305,13 @@ class DataSet:
 
     def headline(self):
         """One line of counts."""
-        counts, (_, L), (_, T) = (
-            self.counts,
-            self.train.sequences.sequences.shape,
-            self.train.sequences.targets.shape,
-        )
-        return (
+        windows = self.train.sequences
+        L, T = windows.sequences.shape[1], windows.targets.shape[1]
+        line = (
             "{0}: {users} users, {items} items, {train_rows} train rows, {windows} windows"
-            " (L={1}, T={2}), {test_rows} test rows of {test_users} users".format(
-                self.name, L, T, **counts
-            )
+            " (L={1}, T={2}), {test_rows} test rows of {test_users} users"
         )
+        return line.format(self.name, L, T, **self.counts)
 
     @cached_property
     def identity(self):

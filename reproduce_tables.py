@@ -193,6 +193,11 @@ class Run:
         return f"{self.row.name}-{self.split}{'' if self.final else '-search'}-seed={self.seed}"
 
     @property
+    def teacher(self):
+        """The run that teaches this one, where it distils."""
+        return Run(self.study, teacher_of(self.row), self.split, self.seed)
+
+    @property
     def folder(self):
         return self.study.folder / self.name
 
@@ -228,8 +233,7 @@ class Run:
         words += ["--seed", str(self.seed), "--n_iter", str(epochs) if epochs else "<chosen>"]
         words += ["--eval_every", str(every), "--save_every", "5", "--output_dir", str(self.folder)]
         if self.row.distilled:
-            teacher = Run(self.study, teacher_of(self.row), self.split, self.seed)
-            words += ["--teacher_model_path", str(teacher.checkpoint)]
+            words += ["--teacher_model_path", str(self.teacher.checkpoint)]
         return [*words, *self.study.settings["flags"], *self.row.flags]
 
     @property
@@ -240,9 +244,7 @@ class Run:
 
     def identity(self):
         """What makes a result this run's: command, code, data, and the teacher's own identity."""
-        teacher = None
-        if self.row.distilled:
-            teacher = Run(self.study, teacher_of(self.row), self.split, self.seed).identity()
+        teacher = self.teacher.identity() if self.row.distilled else None
         return {"command": self.command(), "teacher": teacher} | self.study.key
 
     def finished(self):

@@ -163,10 +163,7 @@ class Recommender:
                 self._check_losses(epoch)
                 bar.close()
                 return None
-            loss, regular_loss = self._batch_loss(rows)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            loss, regular_loss = self.train_on(rows)
             self._losses[self.step, 0] = loss.detach()
             self._losses[self.step, 1] = regular_loss.detach()
             self.step += 1
@@ -176,6 +173,14 @@ class Recommender:
         if self.tells_regular_loss:
             record["regular_loss"] = regular_loss
         return record | {"train_seconds": round(time.perf_counter() - started, 4)}
+
+    def train_on(self, rows):
+        """One step of the optimizer on instances ``rows``; returns what ``_batch_loss`` does."""
+        loss, regular_loss = self._batch_loss(rows)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss, regular_loss
 
     def _batch_loss(self, rows):
         """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
@@ -387,7 +392,7 @@ def read_command(parser, script, argv):
 
 def _with_saved_flags(parser, argv, args, given, checkpoint):
     """The checkpoint's own flags, those of ``argv`` over them; UserError on a contradiction."""
-    settings = checkpoint.get("config", {}) | checkpoint["architecture"]
+    settings = checkpoint["config"] | checkpoint["architecture"]
     names = vars(args).keys() - OWN_FLAGS
     if given & {"train_root", "test_root"}:
         names -= {"dataset", "split"}
@@ -419,15 +424,18 @@ def load_data(args):
         f" items and padding out, k={','.join(map(str, KS))}, ndcgs as in the paper;"
         f" seed {args.seed}, {args.device}"
     )
-    for note in data.notes:
-        print(f"note: {note}")
+    print_notes(data.notes)
     return data
+
+
+def print_notes(notes):
+    for note in notes:
+        print(f"note: {note}")
 
 
 def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     """Load a checkpoint's network for the data, print its metrics, return it."""
-    for note in data.check(checkpoint, args.allow_other_data):
-        print(f"note: {note}")
+    print_notes(data.check(checkpoint, args.allow_other_data))
     net = restore_network(checkpoint, network_settings(args)).to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
@@ -451,8 +459,7 @@ def run(model, path, args, data, checkpoint):
     set_seed(args.seed)
     model.prepare(data.train)
     if checkpoint:
-        for note in data.check(checkpoint, args.allow_other_data):
-            print(f"note: {note}")
+        print_notes(data.check(checkpoint, args.allow_other_data))
         if checkpoint.get("data", data.identity).get("test") != data.identity["test"]:
             print(f"note: {data.test.path}: not the rows that earlier epochs were evaluated on")
         model.restore(checkpoint)
@@ -479,8 +486,13 @@ def nothing_to_do(args, checkpoint):
     return done
 
 
-def main(argv=None):
-    args, checkpoint = read_command(get_args_parser(), Recommender.script, argv)
+def carry_out(parser, script, argv, make):
+    """Do what the command line asks for; return the exit status.
+
+    make: (args, network factory, DataSet, checkpoint or None) -> (Recommender, path of its
+    checkpoint), called where something is to be trained.
+    """
+    args, checkpoint = read_command(parser, script, argv)
     if nothing_to_do(args, checkpoint):
         return 0
     network = network_factory(args)
@@ -488,9 +500,16 @@ def main(argv=None):
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
         return 0
-    path = output_path(args, data)
-    model = Recommender(network, **training_options(args))
+    model, path = make(args, network, data, checkpoint)
     return run(model, path, args, data, checkpoint)
+
+
+def main(argv=None):
+    def make(args, network, data, checkpoint):
+        path = output_path(args, data)
+        return Recommender(network, **training_options(args)), path
+
+    return carry_out(get_args_parser(), Recommender.script, argv, make)
 
 
 def training_options(args):

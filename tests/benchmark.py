@@ -84,10 +84,7 @@ def step(model):
                 [part for part in model.epoch_order().split(BATCH) if len(part) == BATCH]
             )
             rows = next(batches)
-        loss, _ = model._batch_loss(rows)
-        model.optimizer.zero_grad()
-        loss.backward()
-        model.optimizer.step()
+        model.train_on(rows)
 
     return run
 

@@ -371,11 +371,17 @@ def test_divergence_is_caught_without_help(toy):
     assert not saved
 
 
-def test_restoring_needs_an_optimizer_that_fits(toy):
-    data = DataSet.load("toy", toy.train, toy.test, 3, 1)
+def trained(toy):
+    """A Recommender after one epoch, and the Interactions it learned from."""
+    train_rows = DataSet.load("toy", toy.train, toy.test, 3, 1).train
     model = Recommender(partial(Caser, L=3, d=6), n_iter=1)
-    model.prepare(data.train)
-    model.fit(data.train)
+    model.prepare(train_rows)
+    model.fit(train_rows)
+    return model, train_rows
+
+
+def test_restoring_needs_an_optimizer_that_fits(toy):
+    model, _ = trained(toy)
     state = model.state() | {"path": "file"}
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
     with pytest.raises(UserError, match="moment"):
@@ -492,10 +498,7 @@ def test_the_authors_checkpoint_goes_on_with_its_own_settings(command, toy, tmp_
 
 
 def test_a_saved_optimizer_cannot_change_adam(toy):
-    data = DataSet.load("toy", toy.train, toy.test, 3, 1)
-    model = Recommender(partial(Caser, L=3, d=6), n_iter=1)
-    model.prepare(data.train)
-    model.fit(data.train)
+    model, train_rows = trained(toy)
     state = model.state() | {"path": "file"}
     state["optimizer"]["param_groups"] = [
         {"params": list(range(100, 100 + len(state["optimizer"]["param_groups"][0]["params"]))),
@@ -504,5 +507,5 @@ def test_a_saved_optimizer_cannot_change_adam(toy):
     state["optimizer"]["state"] = {100 + n: v for n, v in state["optimizer"]["state"].items()}
     model.restore(state)
     model.n_iter = 2
-    model.fit(data.train)
+    model.fit(train_rows)
     assert model.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
