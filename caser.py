@@ -51,6 +51,8 @@ class Caser(nn.Module):
             self.conv_v = nn.Conv2d(1, nv, (L, 1))
         if nh:
             self.conv_h = nn.ModuleList(nn.Conv2d(1, nh, (h, d)) for h in range(1, L + 1))
+            if L <= BANDED_L:
+                self.register_buffer("band", band_index(L, nh), persistent=False)
         self.fc1 = nn.Linear(nv * d + nh * L, d)
         self.W2 = nn.Embedding(num_items, 2 * d)
         self.b2 = nn.Embedding(num_items, 1)
@@ -121,22 +123,32 @@ class Caser(nn.Module):
             rows = [F.conv2d(E[:, None], conv.weight).squeeze(3).mT for conv in self.conv_h]
             response = torch.cat(rows, 1) + bias  # (B, sum of places, nh)
         else:
-            flat = torch.matmul(E.flatten(1), self._banded_weight(L, d).T)
+            flat = torch.matmul(E.flatten(1), self._banded_weight(E).T)
             response = flat.view(B, len(bias), -1) + bias
         response = self.ac_conv(response)
-        return torch.cat([part.amax(1) for part in response.split(places, 1)], 1)
+        return torch.cat([part.max(1).values for part in response.split(places, 1)], 1)
 
-    def _banded_weight(self, L, d):
+    def _banded_weight(self, E):
         """Every horizontal filter at every place where it fits, as rows over the flat window.
 
         Returns (sum of places * nh, L * d); zeros where a filter does not reach.
         """
-        rows = [
-            F.pad(conv.weight.squeeze(1), (0, 0, top, L - 1 - h - top))  # (nh, L, d)
-            for h, conv in enumerate(self.conv_h)
-            for top in range(L - h)
-        ]
-        return torch.cat(rows).flatten(1)
+        zeros = E.new_zeros(1, E.shape[2])
+        rows = torch.cat([zeros, *(conv.weight.flatten(0, 2) for conv in self.conv_h)])
+        return F.embedding(self.band, rows, padding_idx=0).flatten(1)
+
+
+def band_index(L, nh):
+    """Which row of all filters' rows stands where in the banded weight, from 1; 0 is a zero row.
+
+    Returns (sum of places * nh, L) int64; filters by height, each at its places from the top.
+    """
+    blocks, first = [], 1
+    for h in range(1, L + 1):
+        own = first + torch.arange(nh * h).view(nh, h)
+        blocks += [F.pad(own, (top, L - h - top)) for top in range(L - h + 1)]
+        first += nh * h
+    return torch.cat(blocks)
 
 
 def dropout(x, p, training):
@@ -151,7 +163,7 @@ def dropout(x, p, training):
     bits = integers.view(torch.int16)[: x.numel()].view(x.shape)
     dropped = min(round(p * (1 << 16)), (1 << 16) - 1)
     keep = bits >= dropped - (1 << 15)
-    return x * keep * (1 / (1 - dropped / (1 << 16)))
+    return x * (keep * (1 / (1 - dropped / (1 << 16))))
 
 
 CHECKPOINT_KINDS = {
