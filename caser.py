@@ -116,7 +116,7 @@ class Caser(nn.Module):
 
     def _horizontal(self, E):
         """nh filters (h, d) for every height h = 1..L, activation, and max over time."""
-        B, L, d = E.shape
+        B, L, _ = E.shape
         bias = torch.cat([conv.bias.expand(L - h, -1) for h, conv in enumerate(self.conv_h)])
         places = [L - h for h in range(L)]  # where a filter of height h + 1 fits
         if L > BANDED_L:  # the band's zeros would outgrow what one product saves

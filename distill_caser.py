@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from caser import read_checkpoint
+from evaluation import BLOCK, best_items, stored
 from interactions import PADDING
 from losses import (
     distillation_loss,
@@ -37,8 +38,6 @@ from utils import (
     require_writable,
     run_command,
 )
-
-BLOCK = 1 << 22  # scores held at a time
 
 
 class DistilledRecommender(Recommender):
@@ -135,7 +134,6 @@ class DistilledRecommender(Recommender):
 # -------------------------------------------------------------------- the teacher's lists
 
 
-@torch.inference_mode()
 def teacher_lists(net, train, K, exclude="target"):
     """The teacher's K best items for every window of ``train.sequences``.
 
@@ -143,27 +141,18 @@ def teacher_lists(net, train, K, exclude="target"):
     train items. Padding always is. Returns (n, K) int32, best first.
     """
     net.eval()
-    device = next(net.parameters()).device
     windows, observed = train.sequences, train.tocsr()
     lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
     size = max(1, BLOCK // train.num_items)
     for first in range(0, len(lists), size):
         block = slice(first, first + size)
-        users = windows.user_ids[block]
-        scores = net.score_all(
-            torch.from_numpy(windows.sequences[block]).to(device),
-            torch.from_numpy(users).to(device),
-        )
-        scores[:, PADDING] = -torch.inf
+        users, targets = windows.user_ids[block], windows.targets[block]
         if exclude == "observed":
-            out = observed[users]
-            row = np.repeat(np.arange(len(users)), np.diff(out.indptr))
-            scores[row, out.indices] = -torch.inf
+            out = stored(observed[users])
         else:
-            scores.scatter_(1, torch.from_numpy(windows.targets[block]).to(device), -torch.inf)
-        best = scores.topk(K, dim=1)
-        # Only an owner of everything, on whose windows nothing is trained, has too few.
-        lists[block] = best.indices.where(best.values > -torch.inf, PADDING).cpu().numpy()
+            out = np.repeat(np.arange(len(users)), targets.shape[1]), targets.flatten()
+        # Only an owner of everything, on whose windows nothing is trained, has fewer than K.
+        lists[block], _ = best_items(net, windows.sequences[block], users, out, K)
     return lists
 
 

@@ -67,7 +67,7 @@ def _target_ranks(net, sequences, users, seen, wanted):
     scores = net.score_all(
         torch.from_numpy(sequences).to(device), torch.from_numpy(users).to(device)
     )  # (b, N)
-    scores[np.repeat(np.arange(len(users)), np.diff(seen.indptr)), seen.indices] = -torch.inf
+    scores[stored(seen)] = -torch.inf
     scores[:, PADDING] = -torch.inf
 
     num_targets = np.diff(wanted.indptr)
@@ -107,6 +107,30 @@ def _count_below(scores, target, num_targets):
             counts[piece] = below.sum(2)
         first = last
     return counts
+
+
+@torch.inference_mode()
+def best_items(net, sequences, users, out, k):
+    """The k items that ``net`` (in eval mode) scores highest, padding never among them.
+
+    sequences: (b, L) int64 and users: (b,) int64 arrays. out: (rows, items), two int arrays: which
+    items are left out in which row. Returns items (b, k) int64 and scores (b, k) float32 as arrays,
+    best first; where fewer than k are left, the rest is padding with a score of -inf.
+    """
+    device = next(net.parameters()).device
+    scores = net.score_all(
+        torch.from_numpy(sequences).to(device), torch.from_numpy(users).to(device)
+    )
+    scores[:, PADDING] = -torch.inf
+    rows, items = (torch.from_numpy(array).to(device).long() for array in out)
+    scores[rows, items] = -torch.inf
+    best, items = scores.topk(k, dim=1)
+    return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
+
+
+def stored(rows):
+    """Where a CSR matrix has its elements: (rows, columns), two int arrays."""
+    return np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), rows.indices
 
 
 def metrics(row, rank, num_targets, ks):

@@ -27,6 +27,7 @@ from caser import (
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
 from interactions import SPLITS, DataSet, find_files
 from losses import pointwise_loss
+from recommend import TrainedModel
 from utils import (
     ComplementSampler,
     Parser,
@@ -45,6 +46,8 @@ from utils import (
     saved_flags,
     set_random_state,
     set_seed,
+    tensorboard_folder,
+    tensorboard_log,
     versions,
 )
 
@@ -116,12 +119,13 @@ class Recommender:
             self.net.parameters(), lr=self.learning_rate, weight_decay=self.l2, fused=True
         )
 
-    def fit(self, train, test=None, eval_every=10, save_every=None, save=None):
+    def fit(self, train, test=None, eval_every=10, save_every=None, save=None, log=None):
         """Train up to epoch ``n_iter``, printing a line per epoch.
 
         test: Interactions to evaluate on after every ``eval_every`` epochs and the last one.
         save: called without arguments after every ``save_every`` epochs (default: each
         evaluation), after the last one, and on Ctrl-C or SIGTERM after the running step.
+        log: called with every finished epoch's record, a dict of numbers.
 
         Returns the signal number that stopped it, or None. Raises UserError, naming epoch and
         batch, when a loss is not finite; nothing is saved then.
@@ -143,6 +147,8 @@ class Recommender:
                 if save and (last or (epoch % save_every == 0 if save_every else evaluated)):
                     save()
                 print(self._log_line(record), flush=True)
+                if log:
+                    log(record)
             return stop.signal_number
 
     def _run_epoch(self, stop):
@@ -237,6 +243,11 @@ class Recommender:
         return 0
 
     # ---------------------------------------------------------------------- checkpoints
+
+    @staticmethod
+    def load(path, device="cpu"):
+        """The finished model of a checkpoint: see ``recommend.TrainedModel``."""
+        return TrainedModel(path, device)
 
     def state(self):
         """Tensors and plain values that a later process needs to go on as if it were this one."""
@@ -345,6 +356,8 @@ def get_args_parser(description=__doc__, d=100):
                         help="epochs between checkpoints (default: at each evaluation)")
     path_flag(output, "--output_dir", "where checkpoints, records and top-K caches go",
               "checkpoints", "DIR")
+    output.add_argument("--tensorboard", type=tensorboard_folder, metavar="DIR",
+                        help="write the records' numbers there for TensorBoard too")
     path_flag(output, "--checkpoint", "resume this run, with its flags")
     output.add_argument("--evaluate", action="store_true", help="only evaluate --checkpoint")
     output.add_argument("--allow_other_data", action="store_true",
@@ -354,7 +367,8 @@ def get_args_parser(description=__doc__, d=100):
 
 
 # A resumed run takes these flags from its own command line alone ...
-OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "device", "use_cuda", "allow_other_data"}
+OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "tensorboard", "device", "use_cuda",
+             "allow_other_data"}  # fmt: skip
 # ... these from there if it gives them, else from the checkpoint, and all others from the latter.
 DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
 FREE_FLAGS = {"n_iter", "eval_every", "save_every", "teacher_model_path", "teacher_model_dim",
@@ -464,13 +478,16 @@ def run(model, path, args, data, checkpoint):
             print(f"note: {data.test.path}: not the rows that earlier epochs were evaluated on")
         model.restore(checkpoint)
     save = partial(save_run, path, model, args, data)
-    stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save)
+    with tensorboard_log(args.tensorboard, model.epoch_num + 1) as log:
+        stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save, log)
     if model.epoch_num < args.n_iter:
         again = ["python", model.script, "--checkpoint", str(path)]
         if args.allow_other_data:
             again.append("--allow_other_data")
         if args.device != str(pick_device("auto")):
             again += ["--device", args.device]
+        if args.tensorboard:
+            again += ["--tensorboard", args.tensorboard]
         print(f"stopped in epoch {model.epoch_num + 1}; go on with:\n{shlex.join(again)}")
         return 128 + stopped_by
     print(f"saved {path} and {records_path(path)}")

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import glob
 import hashlib
+import importlib.util
 import os
 import pickle
 import platform
@@ -348,6 +349,38 @@ class ComplementSampler:
         rank = rank.remainder_(self.counts[rows])
         below = torch.searchsorted(self._keys, rows * (self.n + 1) + rank, right=True)
         return rank + 1 + below - self._starts[rows]
+
+
+# ------------------------------------------------------------------------------ TensorBoard
+
+
+def tensorboard_folder(text):
+    """A flag type: a folder for TensorBoard, whose package must be there."""
+    if not importlib.util.find_spec("tensorboard"):
+        raise argparse.ArgumentTypeError("needs TensorBoard: pip install tensorboard")
+    return text
+
+
+@contextlib.contextmanager
+def tensorboard_log(folder, first_epoch):
+    """Give a function that writes the numbers of {"epoch": n, name: number} for TensorBoard.
+
+    What an earlier run left in the folder from ``first_epoch`` on is hidden. Without a folder,
+    gives None.
+    """
+    if folder is None:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    with SummaryWriter(folder, purge_step=first_epoch) as writer:
+
+        def log(record):
+            for name in record.keys() - {"epoch"}:
+                writer.add_scalar(name.replace("@", "_at_"), record[name], record["epoch"])
+            writer.flush()
+
+        yield log
 
 
 # ------------------------------------------------------------------------------- products
