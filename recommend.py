@@ -140,7 +140,8 @@ def read_histories(path):
 
 
 def say_what_is_unknown(model, histories):
-    """Tell which items are dropped and which users are the mean user."""
+    """Tell which items are dropped and which users are the mean user; UserError where nothing is
+    left of a history."""
     items = dict.fromkeys(i for items in histories.values() for i in items)
     for what, names, known, so in (
         ("item", items, model.item_map, "dropped"),
@@ -151,6 +152,9 @@ def say_what_is_unknown(model, histories):
         if strange:
             listed = ", ".join(strange[:NAMES_SHOWN])
             say([f"{len(strange)} {what}(s) that the model does not know, {so}: {listed}{rest}"])
+    for user, items in histories.items():
+        if model.item_map.keys().isdisjoint(items):
+            raise UserError(f"the history of user {user!r}: no item in it that the model knows")
 
 
 def chosen_users(text, model):

@@ -4,6 +4,7 @@
     python reproduce_tables.py --table 4 --seeds 3 --dataset gowalla-tail
     python reproduce_tables.py --figure d
     python reproduce_tables.py --report                 Markdown from the runs that are finished
+    python reproduce_tables.py --plot checkpoints/*.jsonl
 
 It trains nothing itself: a row is a name and a command of train_caser.py or distill_caser.py. How
 many epochs a row gets is chosen once, with the first seed, by MAP on the validation split; then
@@ -11,7 +12,6 @@ it is trained on the test split's training rows for as many, and the test rows a
 """
 
 import ast
-import csv
 import hashlib
 import itertools
 import json
@@ -29,6 +29,7 @@ import torch
 
 from caser import read_checkpoint, restore_network
 from evaluation import KS, evaluate_ranking
+from figures import draw, points_of_runs
 from interactions import DataSet, find_files
 from utils import (
     Parser,
@@ -193,9 +194,20 @@ class Run:
         return f"{self.row.name}-{self.split}{'' if self.final else '-search'}-seed={self.seed}"
 
     @property
+    def search(self):
+        """The run that chooses the epochs for this one."""
+        return replace(self, split="validation", seed=self.study.seed(0), final=False)
+
+    def is_its_search(self):
+        """Whether it would only repeat its search, which went on for as many epochs."""
+        same = self == replace(self.search, final=True) and self.search.finished()
+        return same and self.epochs() == self.most_epochs()
+
+    @property
     def teacher(self):
         """The run that teaches this one, where it distils."""
-        return Run(self.study, teacher_of(self.row), self.split, self.seed)
+        run = Run(self.study, teacher_of(self.row), self.split, self.seed)
+        return run.search if run.is_its_search() else run
 
     @property
     def folder(self):
@@ -217,10 +229,9 @@ class Run:
         """How many epochs it trains, or None while the search is not finished."""
         if not self.final:
             return self.most_epochs()
-        search = Run(self.study, self.row, "validation", self.study.seed(0), final=False)
-        if not search.finished():
+        if not self.search.finished():
             return None
-        scored = [record for record in search.records() if "map" in record]
+        scored = [record for record in self.search.records() if "map" in record]
         return max(scored, key=lambda record: record["map"])["epoch"]
 
     def command(self):
@@ -248,6 +259,8 @@ class Run:
         return {"command": self.command(), "teacher": teacher} | self.study.key
 
     def finished(self):
+        if self.is_its_search():
+            return True
         done = _read_json(self.folder / "finished.json")
         return done is not None and done.get("identity") == self.identity()
 
@@ -312,6 +325,8 @@ def execute_all(runs):
     left = [run for run in dict.fromkeys(runs) if not run.finished()]
     seconds = epochs_done = 0
     for place, run in enumerate(left):
+        if run.finished():  # its search, finished meanwhile, stands for it
+            continue
         guess = ""
         if epochs_done:
             rest = sum(later.epochs() or later.most_epochs() for later in left[place:])
@@ -376,22 +391,25 @@ def every_seed(study, names):
             yield f"MAP of {row.title} by seed: {values}."
 
 
-def paired_test(study, names=("caser-rd", "caser-s")):
-    """A line on whether users are served better by one row than by the other."""
-    rows = [ROWS[name] for name in names]
-    runs = [study.finals(row) for row in rows]
-    if not all(runs):
+def paired_test(study, *rows):
+    """A line on whether users are served better by one row than by the other, of the seeds that
+    both have; none where there are none."""
+    runs = [{run.seed: run for run in study.finals(row)} for row in rows]
+    seeds = [seed for seed in runs[0] if seed in runs[1]]
+    if not seeds:
         return []
-    first, second = (np.mean([run.average_precision() for run in group], 0) for group in runs)
+    first, second = (
+        np.mean([by_seed[s].average_precision() for s in seeds], 0) for by_seed in runs
+    )
     if (first == second).all():
         return [f"{rows[0].title} and {rows[1].title} rank alike for every user."]
     p = scipy.stats.wilcoxon(first, second).pvalue
-    better = (first > second).mean(), (first < second).mean()
+    up, down = (first > second).mean(), (first < second).mean()
     return [
-        f"{rows[0].title} against {rows[1].title}, average precision per user averaged over the"
-        f" seeds, Wilcoxon's signed-rank test over {len(first)} users: mean difference"
-        f" {(first - second).mean():+.4f}, better for {better[0]:.0%}, worse for {better[1]:.0%},"
-        f" p = {p:.2g}."
+        f"{rows[0].title} against {rows[1].title}, average precision per user averaged over"
+        f" {len(seeds)} seed(s), Wilcoxon's signed-rank test over {len(first)} users:"
+        f" mean difference {(first - second).mean():+.4f}, better for {up:.0%}, worse for"
+        f" {down:.0%}, p = {p:.2g}."
     ]
 
 
@@ -455,8 +473,9 @@ def report(study, number):
         body = table_3(study, names)
     else:
         body = [*table_of_metrics(study, names), "", protocol, *every_seed(study, names)]
-        if number != "4":
-            body += paired_test(study)
+        for row in (ROWS[name] for name in names):
+            if row.distilled:
+                body += paired_test(study, row, ROWS["caser-s"])
     return [f"### {title}, {study.dataset}", "", *body, ""]
 
 
@@ -464,7 +483,10 @@ def report(study, number):
 
 
 def varied(row, flag, value):
-    """``row`` with one flag changed; the share of instances changes for its teacher as well."""
+    """``row`` with one flag changed: d for a student only, the share of instances for its teacher
+    as well."""
+    if flag == "d" and row.size == "teacher":
+        return row
     flags = (f"--{flag}", str(value))
     teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
     return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
@@ -473,7 +495,7 @@ def varied(row, flag, value):
 TRIO = ("caser-t", "caser-s", "caser-rd")
 # figure -> (flag, its values, the rows it is drawn for, the axis' label)
 FIGURES = {
-    "d": ("d", (10, 20, 50, 100), ("caser-s", "caser-rd"), "dimension d"),
+    "d": ("d", (10, 20, 50, 100), TRIO, "dimension d of the student"),
     "epochs": (None, (), TRIO, "epoch"),
     "balance": ("teach_alpha", (0.1, 0.25, 0.5, 1, 2, 4, 9), ("caser-rd",), "balance alpha"),
     "K": ("K", (1, 5, 10, 20, 50), ("caser-rd",), "length K of the teacher's list"),
@@ -491,41 +513,19 @@ def figure_runs(study, name):
 
 
 def figure_points(study, name):
-    """(label, x, y) of a figure's finished runs; y is MAP."""
+    """The points, for ``draw``, of a figure's finished runs."""
     flag, values, names, _ = FIGURES[name]
     for row in (ROWS[n] for n in names):
         if not flag:  # the searches on the validation split have the whole curve
             search = Run(study, row, "validation", study.seed(0), final=False)
             for record in search.records() if search.finished() else ():
                 if "map" in record:
-                    yield row.title, record["epoch"], record["map"]
+                    yield row.title, record["epoch"], {"MAP": record["map"]}
         for value in values:
             runs = study.finals(varied(row, flag, value))
             if runs:
                 x = value / (1 + value) if name == "balance" else value
-                yield row.title, x, statistics.mean(run.result()["map"] for run in runs)
-
-
-def draw(points, path, label, title):
-    """Write ``points`` (label, x, y) as path.csv and path.png."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path.with_suffix(".csv"), "w") as file:
-        csv.writer(file, lineterminator="\n").writerows([("line", label, "MAP"), *points])
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for line, marker in zip(dict.fromkeys(point[0] for point in points), "os^Dv", strict=False):
-        x, y = zip(*((x, y) for name, x, y in points if name == line), strict=True)
-        axes.plot(x, y, marker=marker, label=line)
-    axes.set(xlabel=label, ylabel="MAP", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_write(path.with_suffix(".png")) as file:
-        figure.savefig(file, dpi=150, format="png")
-    print(f"drew {path.with_suffix('.png')}")
+                yield row.title, x, {"MAP": statistics.mean(r.result()["map"] for r in runs)}
 
 
 def draw_figure(study, name):
@@ -534,8 +534,9 @@ def draw_figure(study, name):
     if not points:
         raise UserError(f"--figure {name}: none of its runs is finished")
     split = "validation" if name == "epochs" else "test"
-    title = f"MAP against {FIGURES[name][3]}\n{study.dataset}, {split} split"
-    draw(points, study.folder / "figures" / name, FIGURES[name][3], title)
+    label = FIGURES[name][3]
+    title = f"MAP against {label}\n{study.dataset}, {split} split"
+    draw(points, study.folder / "figures" / name, label, ["MAP"], title)
 
 
 # --------------------------------------------------------------------------- command line
@@ -551,6 +552,13 @@ def get_args_parser():
     parser.add_argument("--figure", choices=[*FIGURES, "all"], help="run and draw a figure")
     numeric_flag(parser, "--seeds", 1, int, "[1, 100]", "how many seeds: 1234, then 1, 2, ...")
     numeric_flag(parser, "--eval_every", 5, int, "[1, 1e9]", "epochs between the search's looks")
+    parser.add_argument(
+        "--plot",
+        nargs="+",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="draw loss and MAP against epochs from the records of runs",
+    )
     parser.add_argument("--list", action="store_true", help="list tables, rows and figures")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     parser.add_argument(
@@ -569,6 +577,10 @@ def main(argv=None):
             print(f"--row {row.name}: {row.title}")
         for name, (_, values, _, label) in FIGURES.items():
             print(f"--figure {name}: MAP against {label} {values or ''}")
+        return 0
+    if args.plot:
+        path = Path(args.results_dir, "plot")
+        draw(points_of_runs(args.plot), path, "epoch", ["loss", "MAP"], "Training runs")
         return 0
     study = Study(args)
     tables = (

@@ -51,8 +51,12 @@ def study(tmp_path, monkeypatch, command):
 def test_table_2_from_nothing_then_nothing_is_run_again(study, tmp_path):
     status, out, err, ran = study()
     assert (status, err) == (0, [])
-    # Searches for T, S and RD, the teacher of RD's search, and the three rows themselves.
-    assert len(ran) == 7
+    # Searches for T, S and RD, and the three rows themselves; T's search teaches RD's, since ...
+    search = json.loads(
+        (tmp_path / "results/toy/caser-t-validation-search-seed=1234/finished.json").read_text()
+    )
+    assert search["seconds"] > 0
+    assert len(ran) == 6
     assert "| Caser-RD |" in out
     assert "Wilcoxon" in out
     status, again, _, ran = study()
@@ -161,3 +165,27 @@ def test_list_and_unknown_names(study):
     for flags in (["--table", "9"], ["--row", "x"], ["--figure", "x"], ["--seeds", 0]):
         status, _, err, _ = study(*flags)
         assert (status, len(err)) == (2, 1)
+
+
+def test_plot_of_runs(command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    records = [{"script": "train_caser.py"}, {"epoch": 1, "loss": 2.0},
+               {"epoch": 2, "loss": 1.5, "map": 0.1}]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:2]))
+    status, out, err = command(reproduce_tables.main, "--plot", "a.jsonl", "b.jsonl")
+    assert (status, err) == (0, [])
+    assert "results/plot.png" in out
+    assert (tmp_path / "results" / "plot.csv").read_text().splitlines() == [
+        "line,epoch,loss,MAP", "a,1,2.0,", "a,2,1.5,0.1", "b,1,2.0,",
+    ]  # fmt: skip
+    assert (tmp_path / "results" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for text, word in (("{}\n", "c.jsonl"), ('{"epoch": 1}\n', "line 1"), ("\n[", "line 1")):
+        (tmp_path / "c.jsonl").write_text(text)
+        status, _, err = command(reproduce_tables.main, "--plot", "c.jsonl")
+        assert (status, len(err)) == (2, 1)
+        assert word in err[0]
+    status, _, err = command(reproduce_tables.main, "--plot", "nowhere.jsonl")
+    assert (status, len(err)) == (2, 1)
+    assert "nowhere.jsonl" in err[0]

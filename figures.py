@@ -1,0 +1,69 @@
+"""Draw lines against one quantity, as a PNG and as the CSV behind it (for reproduce_tables.py)."""
+
+import csv
+import itertools
+import json
+
+from utils import UserError, atomic_write
+
+MARKERS = "os^Dv<>ph*"
+DENSE = 30  # points of a line, above which markers would hide it
+
+
+def draw(points, path, label, quantities, title):
+    """Write ``points`` as path.csv and path.png, a panel for each of the quantities.
+
+    points: list of (line, x, {quantity: y}); a quantity may be missing. label: what x is. Raises
+    UserError where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path.with_suffix(".csv"), "w") as file:
+        rows = ([line, x, *(y.get(name, "") for name in quantities)] for line, x, y in points)
+        csv.writer(file, lineterminator="\n").writerows([["line", label, *quantities], *rows])
+    figure = Figure(figsize=(6 * len(quantities), 4), layout="constrained")
+    figure.suptitle(title)
+    for axes, name in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities,
+                          strict=True):  # fmt: skip
+        lines = dict.fromkeys(line for line, _, _ in points)
+        for wanted, marker in zip(lines, itertools.cycle(MARKERS), strict=False):
+            xy = [(x, y[name]) for line, x, y in points if line == wanted and name in y]
+            if xy:
+                marker = marker if len(xy) < DENSE else None
+                axes.plot(*zip(*xy, strict=True), marker=marker, label=wanted)
+        axes.set(xlabel=label, ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_write(path.with_suffix(".png")) as file:
+        figure.savefig(file, dpi=150, format="png")
+    print(f"drew {path.with_suffix('.png')}")
+
+
+def points_of_runs(paths):
+    """The loss and MAP after each epoch, as points for ``draw``, of the records that training
+    scripts write. UserError, naming file and line, where a file holds none."""
+    stems = [path.name.removesuffix(".jsonl") for path in paths]
+    names = stems if len(set(stems)) == len(stems) else map(str, paths)
+    points = []
+    for path, name in zip(paths, names, strict=True):
+        before = len(points)
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: no records of a run; name the .jsonl file") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                if "epoch" in record:
+                    y = {"loss": float(record["loss"])}
+                    if "map" in record:
+                        y["MAP"] = float(record["map"])
+                    points.append((name, int(record["epoch"]), y))
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{path}, line {number}: no record of a training run") from None
+        if len(points) == before:
+            raise UserError(f"{path}: no epoch in it yet")
+    return points

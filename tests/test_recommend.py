@@ -1,0 +1,261 @@
+import csv
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tree, write_rows
+
+import recommend
+import train_caser
+from interactions import Interactions
+from train_caser import Recommender
+
+SMALL = ["--d", "6", "--n_iter", "1", "--batch_size", "16", "--L", "3"]
+
+
+@pytest.fixture
+def trained(command, toy, tmp_path):
+    """The path of a checkpoint trained on toy."""
+    status, _, err = command(train_caser.main, *toy.flags, *SMALL, "--output_dir", tmp_path / "out")
+    assert (status, err) == (0, [])
+    return tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+
+
+def slow_best(path, window, user, seen, top):
+    """The obvious version: score every item by itself, sort, leave out what was seen."""
+    model = recommend.TrainedModel(path)
+    L = model.net.architecture["L"]
+    numbers = [model.item_map[item] for item in window if item in model.item_map][-L:]
+    window = torch.tensor([[0] * (L - len(numbers)) + numbers])
+    user = torch.tensor([model.user_map.get(user, len(model.user_map))])
+    scored = []
+    for item, number in model.item_map.items():
+        if item not in seen:
+            with torch.no_grad():
+                scored.append((model.net(window, user, torch.tensor([[number]])).item(), item))
+    return [(item, score) for score, item in sorted(scored, reverse=True)[:top]]
+
+
+def histories_of(path):
+    rows = Interactions(path)
+    users, items = list(rows.user_map), [None, *rows.item_map]
+    found = {user: [] for user in users}
+    for user, item in zip(rows.user_ids, rows.item_ids, strict=True):
+        found[users[user]].append(items[item])
+    return found
+
+
+def read_tsv(path):
+    return list(csv.DictReader(path.open(), delimiter="\t"))
+
+
+@pytest.mark.parametrize("seen", [[], ["--include_seen"]], ids=["without seen", "with seen"])
+def test_every_user_gets_what_the_slow_version_gives(command, toy, tmp_path, trained, seen):
+    out = tmp_path / "recs.tsv"
+    flags = ["--checkpoint", trained, "--top", 5, "--output", out, *seen]
+    status, text, err = command(recommend.main, *flags)
+    assert (status, err) == (0, [])
+    assert str(out) in text
+    rows = read_tsv(out)
+    assert list(rows[0]) == ["user", "item", "rank", "score"]
+    histories = histories_of(toy.train)
+    assert list(dict.fromkeys(row["user"] for row in rows)) == list(histories)
+    for user, items in histories.items():
+        mine = [row for row in rows if row["user"] == user]
+        wanted = slow_best(trained, items, user, () if seen else items, 5)
+        assert [row["item"] for row in mine] == [item for item, _ in wanted]
+        assert [row["rank"] for row in mine] == [str(n) for n in range(1, len(mine) + 1)]
+        assert np.allclose([float(row["score"]) for row in mine], [s for _, s in wanted], atol=1e-5)
+
+
+def test_blocks_do_not_matter(command, tmp_path, trained, monkeypatch):
+    texts = []
+    for block in (1, 1 << 22):
+        monkeypatch.setattr(recommend, "BLOCK", block)
+        command(recommend.main, "--checkpoint", trained, "--output", tmp_path / "recs.tsv")
+        texts.append(read_tsv(tmp_path / "recs.tsv"))
+    for one, many in zip(*texts, strict=True):
+        assert [one[k] for k in ("user", "item", "rank")] == [
+            many[k] for k in ("user", "item", "rank")
+        ]
+
+
+def test_formats_hold_the_same(command, tmp_path, trained):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    for ending in ("tsv", "csv", "jsonl", "parquet"):
+        command(recommend.main, "--checkpoint", trained, "--output", tmp_path / f"r.{ending}")
+    by_tsv = [
+        (row["user"], row["item"], int(row["rank"]), float(row["score"]))
+        for row in read_tsv(tmp_path / "r.tsv")
+    ]
+    by_csv = [
+        (row["user"], row["item"], int(row["rank"]), float(row["score"]))
+        for row in csv.DictReader((tmp_path / "r.csv").open())
+    ]
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == by_tsv == by_csv
+    by_parquet = [
+        tuple(row.values()) for row in pyarrow.read_table(tmp_path / "r.parquet").to_pylist()
+    ]
+    assert [row[:3] for row in by_parquet] == [row[:3] for row in by_tsv]
+
+
+def test_chosen_users_in_their_order(command, tmp_path, trained):
+    status, out, _ = command(
+        recommend.main, "--checkpoint", trained, "--users", "u3,u1", "--top", 1
+    )
+    assert status == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["user", "u3", "u1"]
+    (tmp_path / "ids").write_text("u5\n\nu2\n")
+    _, out, _ = command(
+        recommend.main, "--checkpoint", trained, "--users", tmp_path / "ids", "--top", 1
+    )
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["user", "u5", "u2"]
+
+
+def test_a_history_of_ones_own(command, tmp_path, trained):
+    history = write_rows(
+        tmp_path / "history.txt",
+        [("new", "i1"), ("u3", "i2"), ("new", "strange"), ("new", "i4"), ("u3", "i5")],
+    )
+    status, out, err = command(
+        recommend.main, "--checkpoint", trained, "--history", history, "--top", 4
+    )
+    assert status == 0
+    assert any("strange" in line and "dropped" in line for line in err)
+    assert any("mean" in line and "new" in line for line in err)
+    rows = list(csv.DictReader(out.splitlines(), delimiter="\t"))
+    assert {(row["user"], row["embedding"]) for row in rows} == {("new", "mean"), ("u3", "own")}
+    for user, items in {"new": ["i1", "i4"], "u3": ["i2", "i5"]}.items():
+        mine = [row["item"] for row in rows if row["user"] == user]
+        assert mine == [item for item, _ in slow_best(trained, items, user, items, 4)]
+    flags = ["--checkpoint", trained, "--sequence", "i2,i5", "--users", "u3", "--top", 4]
+    status, out, err = command(recommend.main, *flags)
+    assert (status, err) == (0, [])
+    assert [line.split("\t")[:3] for line in out.splitlines()[1:]] == [
+        [row["user"], row["item"], row["rank"]] for row in rows if row["user"] == "u3"
+    ]
+
+
+def test_the_call_gives_what_the_command_gives(trained):
+    model = Recommender.load(trained)
+    best = model.recommend([["i1", "i4"], ["i2", "i5"]], users=[None, "u3"], top=4)
+    for found, (user, items) in zip(
+        best, ((None, ["i1", "i4"]), ("u3", ["i2", "i5"])), strict=True
+    ):
+        wanted = slow_best(trained, items, user, items, 4)
+        assert [item for item, _ in found] == [item for item, _ in wanted]
+        assert np.allclose([s for _, s in found], [s for _, s in wanted], atol=1e-5)
+    everything = len(model.item_map)
+    assert len(model.recommend([["i1"]], top=10**6)[0]) == everything - 1
+    assert len(model.recommend([["i1"]], top=10**6, include_seen=True)[0]) == everything
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--top", "0"], "--top"),
+        (["--top", "100000"], "--top"),
+        (["--output", "recs.xls"], ".parquet"),
+        (["--users", "nobody"], "nobody"),
+        (["--users", ","], "--users"),
+        (["--sequence", "strange"], "no item"),
+        (["--sequence", ","], "no item"),
+        (["--history", "nowhere"], "nowhere"),
+        (["--history", "x", "--sequence", "i1"], "--history"),
+        (["--dataset", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_bad_input_is_one_line(command, tmp_path, trained, monkeypatch, flags, word):
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    own = ["--checkpoint", trained] if flags and "--checkpoint" not in flags else []
+    status, out, err = command(recommend.main, *own, *flags)
+    assert status == 2
+    assert "error" in err[-1]
+    assert word in err[-1]
+    assert all(line.startswith("note") for line in err[:-1])
+    assert (out, tree(tmp_path)) == ("", before)
+
+
+def test_other_rows_than_the_trained_are_refused(command, toy, trained):
+    toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
+    status, _, err = command(recommend.main, "--checkpoint", trained)
+    assert (status, len(err)) == (2, 1)
+    assert "--history" in err[0]
+
+
+def test_without_pyarrow_one_line_says_what_to_do(command, tmp_path, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    status, _, err = command(
+        recommend.main, "--checkpoint", trained, "--output", tmp_path / "r.parquet"
+    )
+    assert (status, len(err)) == (2, 1)
+    assert "pip install pyarrow" in err[0]
+
+
+def test_tensorboard_gets_the_numbers_of_the_records(command, toy, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = [*toy.flags, *SMALL, "--output_dir", tmp_path / "o", "--tensorboard", tmp_path / "tb"]
+    status, _, err = command(train_caser.main, *flags, "--n_iter", 2)
+    assert (status, err) == (0, [])
+    lines = (tmp_path / "o" / "toy-caser-dim=6.jsonl").read_text().splitlines()[1:]
+    seen = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert np.allclose(
+        [e.value for e in seen.Scalars("loss")], [json.loads(x)["loss"] for x in lines]
+    )
+    assert np.allclose(seen.Scalars("map")[-1].value, json.loads(lines[-1])["map"])
+
+
+def test_without_tensorboard_one_line_says_what_to_do(command, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.importlib.util.find_spec", lambda name: None)
+    status, _, err = command(
+        train_caser.main, *toy.flags, "--output_dir", tmp_path / "o", "--tensorboard", tmp_path
+    )
+    assert (status, len(err)) == (2, 1)
+    assert "pip install tensorboard" in err[0]
+    assert not (tmp_path / "o").exists()
+
+
+def own_data_section():
+    text = (ROOT / "README.md").read_text("utf-8")
+    return text[text.index("## Use it on your own data") :].split("\n## ")[0]
+
+
+def test_the_readme_s_way_from_a_csv_to_recommendations(tmp_path):
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "ratings.csv", "w") as file:
+        file.write("userId,movieId,rating,timestamp\n")
+        for user in range(40):
+            for time, item in enumerate(rng.permutation(30)[:20]):
+                file.write(f"{user},{item},5,{time}\n")
+    section = own_data_section()
+    commands = re.findall(r"(?m)^    (python .+)$", section)
+    assert len(commands) >= 5
+    for text in commands:
+        words = [str(ROOT / w) if w.endswith(".py") else w for w in shlex.split(text)[1:]]
+        if words[0].endswith("prepare.py"):
+            words += ["--output_dir", "datasets"]
+        if words[0].endswith("_caser.py"):
+            words += ["--n_iter", "2"]
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr.count("error")) == (0, 0), text + done.stderr
+    assert len(read_tsv(tmp_path / "recs.tsv")) == 40 * 10
+    example = re.search(r"```python\n(.+?)```", section, re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True,
+                          text=True, env={"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 10
