@@ -272,14 +272,18 @@ def test_chosen_products_with_and_without_a_gradient(monkeypatch, B, n):
 
 
 def test_a_signal_becomes_a_request_and_the_second_one_acts():
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
-        assert stop.signal_number is None
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal_number == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    # A shell may have started us with Ctrl-C ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop:
+            assert stop.signal_number is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal_number == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_run_command_speaks_one_line(capsys):
