@@ -63,13 +63,8 @@ def _target_ranks(net, sequences, users, seen, wanted):
     ranks behind everything it ties with, so that equal scores never flatter. Targets that tie
     with each other still take distinct ranks.
     """
-    device = next(net.parameters()).device
-    scores = net.score_all(
-        torch.from_numpy(sequences).to(device), torch.from_numpy(users).to(device)
-    )  # (b, N)
-    scores[stored(seen)] = -torch.inf
-    scores[:, PADDING] = -torch.inf
-
+    scores = _scores_without(net, sequences, users, stored(seen))
+    device = scores.device
     num_targets = np.diff(wanted.indptr)
     table = np.full((len(users), num_targets.max()), PADDING)  # padding: never rankable
     known = np.where(wanted.indices < scores.shape[1], wanted.indices, PADDING)
@@ -117,15 +112,19 @@ def best_items(net, sequences, users, out, k):
     items are left out in which row. Returns items (b, k) int64 and scores (b, k) float32 as arrays,
     best first; where fewer than k are left, the rest is padding with a score of -inf.
     """
+    best, items = _scores_without(net, sequences, users, out).topk(k, dim=1)
+    return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
+
+
+def _scores_without(net, sequences, users, out):
+    """Scores (b, N) of all items, a tensor; padding and what is ``out`` have -inf."""
     device = next(net.parameters()).device
     scores = net.score_all(
         torch.from_numpy(sequences).to(device), torch.from_numpy(users).to(device)
     )
+    scores[out] = -torch.inf
     scores[:, PADDING] = -torch.inf
-    rows, items = (torch.from_numpy(array).to(device).long() for array in out)
-    scores[rows, items] = -torch.inf
-    best, items = scores.topk(k, dim=1)
-    return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
+    return scores
 
 
 def stored(rows):

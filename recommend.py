@@ -84,13 +84,18 @@ class TrainedModel:
             for row in zip(*(part.tolist() for part in best), strict=True)
         ]
 
+    def known_items(self, sequence, user):
+        """The numbers of a history's items; UserError, naming the user, where none is known."""
+        known = [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
+        if not known:
+            raise UserError(f"the history of user {user!r}: no item in it that the model knows")
+        return known
+
     def rank(self, sequences, users, top, include_seen):
         """As ``recommend``, but returns numbers: items (b, top) int64, scores (b, top) float32."""
-        known = [[self.item_map[i] for i in map(str, s) if i in self.item_map] for s in sequences]
+        known = [self.known_items(*pair) for pair in zip(sequences, users, strict=True)]
         windows = np.full((len(known), self.net.architecture["L"]), PADDING)
-        for window, items, user in zip(windows, known, users, strict=True):
-            if not items:
-                raise UserError(f"the history of user {user!r}: no item in it that the model knows")
+        for window, items in zip(windows, known, strict=True):
             last = items[-len(window) :]
             window[len(window) - len(last) :] = last
         mean = len(self.user_map)
@@ -153,8 +158,7 @@ def say_what_is_unknown(model, histories):
             listed = ", ".join(strange[:NAMES_SHOWN])
             say([f"{len(strange)} {what}(s) that the model does not know, {so}: {listed}{rest}"])
     for user, items in histories.items():
-        if model.item_map.keys().isdisjoint(items):
-            raise UserError(f"the history of user {user!r}: no item in it that the model knows")
+        model.known_items(items, user)
 
 
 def chosen_users(text, model):

@@ -12,6 +12,7 @@ it is trained on the test split's training rows for as many, and the test rows a
 """
 
 import ast
+import functools
 import hashlib
 import itertools
 import json
@@ -272,13 +273,6 @@ class Run:
         """The test metrics of a finished run: {"map": ..., ...}."""
         return next(record for record in reversed(self.records()) if "map" in record)
 
-    def average_precision(self):
-        """(users,) float64: each user's average precision, from the checkpoint."""
-        data = self.study.data()
-        checkpoint = read_checkpoint(self.checkpoint)
-        data.check(checkpoint)
-        return evaluate_ranking(restore_network(checkpoint), data.train, data.test)["map"]
-
     def _set_aside(self):
         """Rename what another code, data or command left in the folder."""
         if self.folder.exists():
@@ -391,6 +385,15 @@ def every_seed(study, names):
             yield f"MAP of {row.title} by seed: {values}."
 
 
+@functools.cache  # the student alone is compared with every distilled row
+def average_precision(run):
+    """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
+    data = run.study.data()
+    checkpoint = read_checkpoint(run.checkpoint)
+    data.check(checkpoint)
+    return evaluate_ranking(restore_network(checkpoint), data.train, data.test)["map"]
+
+
 def paired_test(study, *rows):
     """A line on whether users are served better by one row than by the other, of the seeds that
     both have; none where there are none."""
@@ -398,9 +401,7 @@ def paired_test(study, *rows):
     seeds = [seed for seed in runs[0] if seed in runs[1]]
     if not seeds:
         return []
-    first, second = (
-        np.mean([by_seed[s].average_precision() for s in seeds], 0) for by_seed in runs
-    )
+    first, second = (np.mean([average_precision(by_seed[s]) for s in seeds], 0) for by_seed in runs)
     if (first == second).all():
         return [f"{rows[0].title} and {rows[1].title} rank alike for every user."]
     p = scipy.stats.wilcoxon(first, second).pvalue
