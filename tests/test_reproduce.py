@@ -7,13 +7,14 @@ from conftest import tree, write_rows
 
 import distill_caser
 import reproduce_tables
+import study
 import train_caser
 
 SCRIPTS = {"train_caser.py": train_caser.main, "distill_caser.py": distill_caser.main}
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, command):
+def reproduce(tmp_path, monkeypatch, command):
     """reproduce_tables over a toy data set, its commands called in this process and counted."""
     rng = np.random.default_rng(0)
     parts = {"validation/train": [], "validation/test": [], "test/train": [], "test/test": []}
@@ -27,7 +28,7 @@ def study(tmp_path, monkeypatch, command):
         write_rows(tmp_path / "datasets" / "toy" / f"{name}.txt", rows)
     monkeypatch.chdir(tmp_path)
     settings = {"teacher": (6, 4), "student": (4, 4), "flags": ("--L", "5", "--batch_size", "16")}
-    monkeypatch.setitem(reproduce_tables.SETTINGS, "toy", settings)
+    monkeypatch.setitem(study.SETTINGS, "toy", settings)
     ran = []
 
     def run(words, stdout):
@@ -36,7 +37,7 @@ def study(tmp_path, monkeypatch, command):
         status = SCRIPTS[script](list(map(str, words[2:])))
         return SimpleNamespace(returncode=status)
 
-    monkeypatch.setattr(reproduce_tables, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
 
     def call(*flags):
         del ran[:]
@@ -48,8 +49,8 @@ def study(tmp_path, monkeypatch, command):
     return call
 
 
-def test_table_2_from_nothing_then_nothing_is_run_again(study, tmp_path):
-    status, out, err, ran = study()
+def test_table_2_from_nothing_then_nothing_is_run_again(reproduce, tmp_path):
+    status, out, err, ran = reproduce()
     assert (status, err) == (0, [])
     # Searches for T, S and RD, and the three rows themselves; T's search teaches RD's, since ...
     search = json.loads(
@@ -59,18 +60,18 @@ def test_table_2_from_nothing_then_nothing_is_run_again(study, tmp_path):
     assert len(ran) == 6
     assert "| Caser-RD |" in out
     assert "Wilcoxon" in out
-    status, again, _, ran = study()
+    status, again, _, ran = reproduce()
     assert (status, ran) == (0, [])
     assert again.splitlines()[-8:] == out.splitlines()[-8:]
-    status, report, _, ran = study("--report")
+    status, report, _, ran = reproduce("--report")
     assert (status, ran) == (0, [])
     for number in ("Table 1", "Table 3", "Table 4", "Readings"):
         assert number in report
     assert "not run" in report
 
 
-def test_epochs_come_from_the_validation_split_and_test_is_read_once(study, tmp_path):
-    _, _, _, ran = study("--row", "caser-s")
+def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce, tmp_path):
+    _, _, _, ran = reproduce("--row", "caser-s")
     search, final = ran
     assert "validation" in search
     assert "test" in final
@@ -85,8 +86,8 @@ def test_epochs_come_from_the_validation_split_and_test_is_read_once(study, tmp_
     assert sum("map" in json.loads(line) for line in lines) == 1
 
 
-def test_dry_run_lists_commands_and_runs_nothing(study, tmp_path):
-    status, out, _, ran = study("--dry_run", "--table", "4", "--seeds", 2)
+def test_dry_run_lists_commands_and_runs_nothing(reproduce, tmp_path):
+    status, out, _, ran = reproduce("--dry_run", "--table", "4", "--seeds", 2)
     assert (status, ran) == (0, [])
     assert "--weights uniform" in out
     assert "--n_iter '<chosen>'" in out
@@ -94,56 +95,56 @@ def test_dry_run_lists_commands_and_runs_nothing(study, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["code", "data", "flags"])
-def test_a_stale_result_is_not_reported(study, tmp_path, monkeypatch, change):
-    study("--row", "caser-s")
-    assert study("--row", "caser-s")[3] == []
+def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, change):
+    reproduce("--row", "caser-s")
+    assert reproduce("--row", "caser-s")[3] == []
     if change == "code":
-        monkeypatch.setattr(reproduce_tables, "code_version", lambda: "another")
+        monkeypatch.setattr(study, "code_version", lambda: "another")
     elif change == "data":
         path = tmp_path / "datasets" / "toy" / "test" / "train.txt"
         path.write_text(path.read_text() + "0 1 1\n")
     else:
-        settings = reproduce_tables.SETTINGS["toy"] | {"flags": ("--batch_size", "8")}
-        monkeypatch.setitem(reproduce_tables.SETTINGS, "toy", settings)
+        settings = study.SETTINGS["toy"] | {"flags": ("--batch_size", "8")}
+        monkeypatch.setitem(study.SETTINGS, "toy", settings)
     before = tree(tmp_path)
-    report = study("--report")[1]
+    report = reproduce("--report")[1]
     line = next(line for line in report.splitlines() if line.startswith("| Caser-S |"))
     assert line.count("not run") == 7
     assert tree(tmp_path) == before
-    _, out, _, ran = study("--row", "caser-s")
+    _, out, _, ran = reproduce("--row", "caser-s")
     assert len(ran) == 2
     assert "kept as caser-s-test-seed=1234.old1" in out
     after = tree(tmp_path)
     assert set(before.values()) <= set(after.values())  # nothing is lost
 
 
-def test_an_interrupted_run_is_resumed(study, tmp_path, monkeypatch):
-    study("--row", "caser-s")
+def test_an_interrupted_run_is_resumed(reproduce, tmp_path, monkeypatch):
+    reproduce("--row", "caser-s")
     folder = tmp_path / "results" / "toy" / "caser-s-test-seed=1234"
     (folder / "finished.json").unlink()
-    _, _, _, ran = study("--row", "caser-s")
+    _, _, _, ran = reproduce("--row", "caser-s")
     assert [words[0] for words in ran] == ["--checkpoint"]
 
 
 def test_comments_and_docstrings_are_no_change_of_code(tmp_path, monkeypatch):
-    for name in reproduce_tables.SOURCES:
+    for name in study.SOURCES:
         (tmp_path / f"{name}.py").write_text(
             '"""One."""\n\n\ndef f():\n    """Two."""\n    return 1\n'
         )
-    monkeypatch.setattr(reproduce_tables, "ROOT", tmp_path)
-    first = reproduce_tables.code_version()
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    first = study.code_version()
     (tmp_path / "caser.py").write_text(
         '"""Other."""\ndef f():  # why\n    """Text."""\n    return 1\n'
     )
-    assert reproduce_tables.code_version() == first
+    assert study.code_version() == first
     (tmp_path / "caser.py").write_text('"""Other."""\ndef f():\n    """Text."""\n    return 2\n')
-    assert reproduce_tables.code_version() != first
+    assert study.code_version() != first
 
 
-def test_figures_are_drawn_with_their_data(study, tmp_path, monkeypatch):
+def test_figures_are_drawn_with_their_data(reproduce, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    study()
-    status, _, err, ran = study("--figure", "epochs")
+    reproduce()
+    status, _, err, ran = reproduce("--figure", "epochs")
     assert (status, err, ran) == (0, [], [])
     folder = tmp_path / "results" / "toy" / "figures"
     rows = (folder / "epochs.csv").read_text().splitlines()
@@ -152,18 +153,18 @@ def test_figures_are_drawn_with_their_data(study, tmp_path, monkeypatch):
     assert (folder / "epochs.png").read_bytes().startswith(b"\x89PNG")
     flag, _, names, label = reproduce_tables.FIGURES["K"]
     monkeypatch.setitem(reproduce_tables.FIGURES, "K", (flag, (2, 3), names, label))
-    status, _, _, ran = study("--figure", "K")
+    status, _, _, ran = reproduce("--figure", "K")
     assert (status, len(ran)) == (0, 4)
     assert len((folder / "K.csv").read_text().splitlines()) == 3
 
 
-def test_list_and_unknown_names(study):
-    status, out, _, _ = study("--list")
+def test_list_and_unknown_names(reproduce):
+    status, out, _, _ = reproduce("--list")
     assert status == 0
     for word in ("--table 4", "--row rd-paper", "--figure balance"):
         assert word in out
     for flags in (["--table", "9"], ["--row", "x"], ["--figure", "x"], ["--seeds", 0]):
-        status, _, err, _ = study(*flags)
+        status, _, err, _ = reproduce(*flags)
         assert (status, len(err)) == (2, 1)
 
 

@@ -1,0 +1,299 @@
+"""The training runs behind the paper's tables and figures: what each is, and doing them.
+
+A row is data: a name and the flags that its command adds. How many epochs a row gets is chosen
+once, with the first seed, by MAP on the validation split; then it is trained on the test split's
+training rows for as many, and the test rows are read once.
+"""
+
+import ast
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from interactions import DataSet, find_files
+from utils import UserError, atomic_write, fingerprint, versions
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ("caser", "distill_caser", "evaluation", "interactions", "losses", "train_caser", "utils")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a model, and the flags that its command adds to the data set's."""
+
+    name: str
+    title: str
+    size: str  # "teacher" or "student": which d it has
+    distilled: bool = False
+    flags: tuple = ()
+    teacher_flags: tuple = ()  # what its teacher has besides
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("caser-t", "Caser-T", "teacher"),
+        Row("caser-s", "Caser-S", "student"),
+        Row("caser-rd", "Caser-RD", "student", True),
+        Row("uniform", "w = 1/K", "student", True, ("--weights", "uniform")),
+        Row("position", "position importance only", "student", True, ("--weights", "position")),
+        Row("discrepancy", "ranking discrepancy only", "student", True,
+            ("--weights", "discrepancy")),
+        Row("rd-normalized", "Caser-RD, normalized", "student", True,
+            ("--hybrid_weight", "normalized")),
+        Row("rd-observed", "Caser-RD, observed out", "student", True,
+            ("--teacher_exclude", "observed")),
+        Row("rd-paper", "Caser-RD, both: the paper's formulas", "student", True,
+            ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")),
+    )
+}  # fmt: skip
+TABLES = {
+    "1": (),
+    "2": ("caser-t", "caser-s", "caser-rd"),
+    "3": ("caser-t", "caser-rd"),
+    "4": ("uniform", "position", "discrepancy", "caser-rd"),
+    "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper"),
+}
+# d of teacher and student, the most epochs of each, and the flags that all rows share.
+DEFAULTS = {"teacher": (100, 50), "student": (50, 50), "flags": ()}
+SETTINGS = {
+    "ml-100k": {"teacher": (100, 25), "student": (20, 50), "flags": ()},
+    "ml-1m": {"teacher": (50, 20), "student": (10, 40),
+              "flags": ("--T", "3", "--nv", "4", "--ac_conv", "relu", "--ac_fc", "relu")},
+}  # fmt: skip
+
+
+def code_version():
+    """A hash of what the code does: comments, docstrings and layout don't count."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value.value = ""
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------- the runs
+
+
+class Study:
+    """The runs of one data set: what they are, which are finished, and what they gave."""
+
+    def __init__(self, args):
+        self.dataset, self.seeds, self.eval_every = args.dataset, args.seeds, args.eval_every
+        self.settings = SETTINGS.get(args.dataset, DEFAULTS)
+        self.folder = Path(args.results_dir, args.dataset)
+        files = {split: find_files(args.dataset, split)[1:] for split in ("validation", "test")}
+        data = {split: [fingerprint_file(path) for path in paths] for split, paths in files.items()}
+        self.key = {"code": code_version(), "data": data}
+        self._dataset = None
+
+    def data(self):
+        """The DataSet of the test split."""
+        if self._dataset is None:
+            flags = dict(zip(*[iter(self.settings["flags"])] * 2, strict=True))
+            L, T = int(flags.get("--L", 5)), int(flags.get("--T", 1))
+            self._dataset = DataSet.load(*find_files(self.dataset, "test"), L, T)
+        return self._dataset
+
+    def runs(self, row, teaches=False):
+        """Every Run that the row needs, in an order in which they can be done."""
+        needed = self.runs(teacher_of(row), teaches=True) if row.distilled else []
+        needed.append(self.search(row))
+        if teaches:  # the student's search has a teacher that knows no test row either
+            needed.append(Run(self, row, "validation", self.seed(0)))
+        return needed + [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
+
+    def search(self, row):
+        """The run that chooses how many epochs the row gets."""
+        return Run(self, row, "validation", self.seed(0), final=False)
+
+    @staticmethod
+    def seed(n):
+        """The n-th seed: the authors' 1234, then 1, 2, ..."""
+        return n or 1234
+
+    def finals(self, row):
+        """The finished test runs of a row."""
+        runs = [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
+        return [run for run in runs if run.finished()]
+
+
+def teacher_of(row):
+    """The row whose runs teach ``row``."""
+    return with_flags(ROWS["caser-t"], *row.teacher_flags)
+
+
+def with_flags(row, *flags):
+    """``row`` with more flags, (flag, value) or none, and a name that tells them."""
+    name = "-".join((row.name, *("=".join(flags).lstrip("-") for _ in flags[:1])))
+    return replace(row, name=name, flags=row.flags + flags)
+
+
+def fingerprint_file(path):
+    try:
+        return fingerprint(np.fromfile(path, dtype=np.uint8))[:16]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. final: for the chosen number of epochs; else for the most, to choose."""
+
+    study: Study
+    row: Row
+    split: str
+    seed: int
+    final: bool = True
+
+    @property
+    def name(self):
+        return f"{self.row.name}-{self.split}{'' if self.final else '-search'}-seed={self.seed}"
+
+    @property
+    def search(self):
+        return self.study.search(self.row)
+
+    def is_its_search(self):
+        """Whether it would only repeat its search, which went on for as many epochs."""
+        same = self == replace(self.search, final=True) and self.search.finished()
+        return same and self.epochs() == self.most_epochs()
+
+    @property
+    def teacher(self):
+        """The run that teaches this one, where it distils."""
+        run = Run(self.study, teacher_of(self.row), self.split, self.seed)
+        return run.search if run.is_its_search() else run
+
+    @property
+    def folder(self):
+        return self.study.folder / self.name
+
+    @property
+    def d(self):
+        flags = list(self.row.flags)
+        return (
+            int(flags[flags.index("--d") + 1])
+            if "--d" in flags
+            else self.study.settings[self.row.size][0]
+        )
+
+    def most_epochs(self):
+        return self.study.settings[self.row.size][1]
+
+    def epochs(self):
+        """How many epochs it trains, or None while the search is not finished."""
+        if not self.final:
+            return self.most_epochs()
+        if not self.search.finished():
+            return None
+        scored = [record for record in self.search.records() if "map" in record]
+        return max(scored, key=lambda record: record["map"])["epoch"]
+
+    def command(self):
+        """The command line, as a list of words from the script on."""
+        epochs = self.epochs()
+        every = self.study.eval_every if not self.final else 1_000_000
+        words = ["distill_caser.py" if self.row.distilled else "train_caser.py"]
+        words += ["--dataset", self.study.dataset, "--split", self.split]
+        words += ["--d", str(self.d)] if "--d" not in self.row.flags else []
+        words += ["--seed", str(self.seed), "--n_iter", str(epochs) if epochs else "<chosen>"]
+        words += ["--eval_every", str(every), "--save_every", "5", "--output_dir", str(self.folder)]
+        if self.row.distilled:
+            words += ["--teacher_model_path", str(self.teacher.checkpoint)]
+        return [*words, *self.study.settings["flags"], *self.row.flags]
+
+    @property
+    def checkpoint(self):
+        name = self.study.dataset + ("-validation" if self.split == "validation" else "")
+        suffix = "-rd" if self.row.distilled else ""
+        return self.folder / f"{name}-caser-dim={self.d}{suffix}.pth.tar"
+
+    def identity(self):
+        """What makes a result this run's: command, code, data, and the teacher's own identity."""
+        teacher = self.teacher.identity() if self.row.distilled else None
+        return {"command": self.command(), "teacher": teacher} | self.study.key
+
+    def finished(self):
+        if self.is_its_search():
+            return True
+        done = _read_json(self.folder / "finished.json")
+        return done is not None and done.get("identity") == self.identity()
+
+    def records(self):
+        text = Path(str(self.checkpoint).removesuffix(".pth.tar") + ".jsonl").read_text("utf-8")
+        return [json.loads(line) for line in text.splitlines()][1:]
+
+    def result(self):
+        """The test metrics of a finished run: {"map": ..., ...}."""
+        return next(record for record in reversed(self.records()) if "map" in record)
+
+    def _set_aside(self):
+        """Rename what another code, data or command left in the folder."""
+        if self.folder.exists():
+            numbers = itertools.count(1)
+            places = (self.folder.with_name(f"{self.name}.old{n}") for n in numbers)
+            aside = next(place for place in places if not place.exists())
+            self.folder.rename(aside)
+            print(f"{self.folder}: from other code, data or flags; kept as {aside.name}")
+
+    def execute(self):
+        """Start the run, or resume it where an interrupted one of the same identity lies."""
+        begun = _read_json(self.folder / "begun.json")
+        if begun != self.identity():
+            self._set_aside()
+            self.folder.mkdir(parents=True)
+            with atomic_write(self.folder / "begun.json", "w") as file:
+                json.dump(self.identity(), file)
+        words = self.command()
+        if self.checkpoint.exists():
+            words = [words[0], "--checkpoint", str(self.checkpoint)]
+        started = time.perf_counter()
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
+            status = subprocess.run(
+                [sys.executable, ROOT / words[0], *words[1:]], stdout=log
+            ).returncode
+        if status:
+            sys.exit(status)  # the command has said why
+        with atomic_write(self.folder / "finished.json", "w") as file:
+            seconds = time.perf_counter() - started
+            json.dump(
+                {"identity": self.identity(), "seconds": seconds, "versions": versions()}, file
+            )
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def execute_all(runs):
+    """Do the runs that are not finished, telling what runs, what is left and about how long."""
+    left = [run for run in dict.fromkeys(runs) if not run.finished()]
+    seconds = epochs_done = 0
+    for place, run in enumerate(left):
+        if run.finished():  # its search, finished meanwhile, stands for it
+            continue
+        guess = ""
+        if epochs_done:
+            rest = sum(later.epochs() or later.most_epochs() for later in left[place:])
+            guess = f", about {rest * seconds / epochs_done / 60:.0f} min left"
+        print(f"[{place + 1}/{len(left)}] {run.name}: {run.epochs()} epochs{guess}", flush=True)
+        started = time.perf_counter()
+        run.execute()
+        seconds += time.perf_counter() - started
+        epochs_done += run.epochs()
