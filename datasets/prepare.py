@@ -39,7 +39,8 @@ WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
 WHEEL_FILE = "recbole/dataset_example/ml-100k/ml-100k.inter"
 SNAP = "https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz"
 PAPERS_GOWALLA = (13_149, 14_009, 535_650)  # users, items, unique pairs
-ROWS_AT_ONCE = 1 << 9  # too few to wake the garbage collector
+ROWS_AT_ONCE = 1 << 9  # read; too few to wake the garbage collector
+WRITTEN = 1 << 16  # rows whose lines are made together
 
 
 # -------------------------------------------------------------------------------- reading
@@ -100,30 +101,40 @@ def read_events(file, name, layout):
     quoting = csv.QUOTE_NONE if delimiter.isspace() else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     numbers = [defaultdict(itertools.count().__next__) for _ in range(3)]
-    parts = []
+    parts, dated = [], None
     try:
-        places = _places(next(reader, []), layout) if layout.header else list(layout.columns)
+        places = list(layout.columns)
+        if layout.header and (names := next(reader, None)):
+            places = _places(names, layout, name)
         while chunk := list(itertools.islice(reader, ROWS_AT_ONCE)):
             rows = [row for row in chunk if row]
+            if not rows:
+                continue
             try:
                 user, item, time, rating = (
                     ["1"] * len(rows) if place is None else [row[place].strip() for row in rows]
                     for place in places
                 )
-                if not (all(user) and all(item)) or _has_space(user) or _has_space(item):
+                if not (all(user) and all(item)) or not (_are_ids(user) and _are_ids(item)):
                     raise ValueError
                 if any(not math.isfinite(float(value)) for value in set(rating)):
                     raise ValueError
-                seconds = _times(time)
+                seconds, are_dates = _times(time)
+                if dated not in (None, are_dates):
+                    raise ValueError
+                dated = are_dates
             except (IndexError, ValueError):
-                raise _first_fault(chunk, reader.line_num, places, name) from None
+                fault = _first_fault(chunk, reader.line_num, places, dated)
+                hint = "" if layout.header or parts else "; --header skips a line 1 of names"
+                raise UserError(f"{name}, {fault}{hint}") from None
             coded = (
                 np.fromiter(map(number.__getitem__, column), np.int64, len(rows))
                 for number, column in zip(numbers, (user, item, rating), strict=True)
             )
             parts.append((*coded, seconds))
-    except UnicodeDecodeError:
-        raise UserError(f"{name}, after line {reader.line_num}: not UTF-8") from None
+    except UnicodeDecodeError as error:
+        line = reader.line_num + 1 + error.object[: error.start].count(b"\n")
+        raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from None
     except csv.Error as error:
         raise UserError(f"{name}, line {reader.line_num}: {error}") from None
     except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
@@ -134,67 +145,86 @@ def read_events(file, name, layout):
     return Events(*columns, *(list(number) for number in numbers))
 
 
-def _places(names, layout):
+def _places(names, layout, name):
     """The numbers of the layout's columns, from a header's names."""
     places = []
     for column in layout.columns:
         if isinstance(column, str):
             if column not in names:
-                raise UserError(f"column {column!r} is not in line 1: {', '.join(names)[:200]}")
+                raise UserError(
+                    f"{name}, line 1: no column {column!r} in {', '.join(names)[:200]!r}; name one"
+                    " that is there, or what stands between them by --delimiter"
+                )
             column = names.index(column)
         places.append(column)
     return places
 
 
-def _has_space(ids):
-    return len("".join(ids).split(None, 1)) != 1
+def _are_ids(names):
+    """Whether no name holds white space or a NUL, which a data set's files can't."""
+    text = "".join(names)
+    return len(text.split(None, 1)) == 1 and "\0" not in text
 
 
 def _times(column):
-    """(n,) numbers that sort as the times in ``column``, a list of str, do."""
+    """Numbers (n,) that sort as the times in ``column``, a list of str, do; whether these are
+    dates. ValueError where one is neither a finite number nor a date, or where both occur."""
     try:
-        return np.array(list(map(int, column)), dtype=np.int64)
-    except ValueError:
+        return np.array(list(map(int, column)), dtype=np.int64), False
+    except (ValueError, OverflowError):
         pass
     try:
-        times = np.array(list(map(float, column)))
+        times, dates = np.array(list(map(float, column))), False
     except ValueError:
-        dates = map(datetime.fromisoformat, column)
-        times = np.array([(d if d.tzinfo else d.replace(tzinfo=UTC)).timestamp() for d in dates])
+        parsed = map(datetime.fromisoformat, column)
+        times = np.array([(d if d.tzinfo else d.replace(tzinfo=UTC)).timestamp() for d in parsed])
+        dates = True
     if not np.isfinite(times).all():
         raise ValueError("a time is not finite")
-    return times
+    return times, dates
 
 
-def _first_fault(chunk, last_line, places, name):
-    """The UserError of the first row in ``chunk`` that can't be read."""
-    for number, row in enumerate(chunk, last_line - len(chunk) + 1):
-        where = f"{name}, line {number}: {' '.join(row)[:60]!r}"
+def _first_fault(chunk, last_line, places, dated):
+    """Where the first row in ``chunk`` is that can't be read, and why.
+
+    dated: whether earlier times were dates; None where there are none.
+    """
+    spans = [1 + sum(field.count("\n") for field in row) for row in chunk]
+    for number, row in zip(last_line + 1 - np.cumsum(spans[::-1])[::-1], chunk, strict=True):
+        if not row:
+            continue
+        where = f"line {number}: {' '.join(row)[:60]!r}"
         try:
             user, item, time, rating = ("1" if p is None else row[p].strip() for p in places)
         except IndexError:
-            if row:
-                return UserError(f"{where} has {len(row)} column(s); more are needed")
-            continue
-        if not user or not item or _has_space([user, item]):
-            return UserError(f"{where}: a user or item is empty or holds white space")
-        for value, what in ((rating, "rating"), (time, "time")):
-            try:
-                if what == "time":
-                    _times([value])
-                elif not math.isfinite(float(value)):
-                    raise ValueError
-            except ValueError:
-                return UserError(f"{where}: {value[:30]!r} is no {what}")
-    return UserError(f"{name}, line {last_line}: the times are of several kinds")
+            return f"{where} has {len(row)} column(s); more are needed"
+        if not (user and item and _are_ids([user, item])):
+            return f"{where}: a user or item is empty or holds white space or a NUL"
+        try:
+            if not math.isfinite(float(rating)):
+                raise ValueError
+        except ValueError:
+            return f"{where}: {rating[:30]!r} is no rating"
+        try:
+            _, is_date = _times([time])
+        except ValueError:
+            return f"{where}: {time[:30]!r} is no time"
+        if dated not in (None, is_date):
+            return f"{where}: {time[:30]!r} is another kind of time than those before it"
+        dated = is_date
+    raise AssertionError("no row of the chunk has a fault")
 
 
 def open_source(path, member=None):
-    """Open a plain or .gz file, or the ``member`` of a .zip, for reading bytes."""
+    """Open a plain or .gz file, or the ``member`` of a .zip (default: its only one), for reading
+    bytes."""
     path = str(path)
     if path.endswith(".zip"):
         try:
-            return zipfile.ZipFile(path).open(member)
+            archive = zipfile.ZipFile(path)
+            if member is None and len(archive.namelist()) != 1:
+                raise UserError(f"{path}: holds several files; unpack it and name one of them")
+            return archive.open(member or archive.namelist()[0])
         except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{path}: {error}") from None
     return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
@@ -258,12 +288,12 @@ def write_splits(folder, events, cut=split_points):
         "test/train.txt": place < validation_end,
         "test/test.txt": validation_end <= place,
     }
-    names = events.users, events.items, events.ratings
-    columns = [column.tolist() for column in (events.user, events.item, events.rating)]
-    lines = [
-        " ".join([names[0][user], names[1][item], names[2][rating]]) + "\n"
-        for user, item, rating in zip(*columns, strict=True)
-    ]
+    for name, chosen in parts.items():
+        if not chosen.any():
+            raise UserError(
+                f"{folder}/{name}: no user has rows enough for it; choose other shares by --train"
+                " and --validation, or a higher --core"
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -272,13 +302,23 @@ def write_splits(folder, events, cut=split_points):
             path = temporary / name
             path.parent.mkdir(exist_ok=True)
             with atomic_write(path, "w") as file:
-                file.writelines(itertools.compress(lines, chosen.tolist()))
+                for rows in np.array_split(np.flatnonzero(chosen), len(events) // WRITTEN + 1):
+                    file.writelines(_lines(events, rows))
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(folder.parent)
     print("prepared {}: {} users, {} items, {} rows".format(folder, *events.counts()))
+
+
+def _lines(events, rows):
+    """The events ``rows`` as lines `user item rating`."""
+    for user, item, rating in zip(
+        *(column[rows].tolist() for column in (events.user, events.item, events.rating)),
+        strict=True,
+    ):
+        yield f"{events.users[user]} {events.items[item]} {events.ratings[rating]}\n"
 
 
 def left(events, name):
@@ -362,7 +402,7 @@ def compare_with_paper(counts):
 def prepare_gowalla_tail(folder, args):
     """The last 30% of the rows of the authors' Gowalla, users with 8 or more there."""
     source = Path(needed(args, "the authors' folder datasets/gowalla"))
-    data = b"".join((source / part / "test.txt").read_bytes() for part in ("validation", "test"))
+    data = b"\n".join((source / part / "test.txt").read_bytes() for part in ("validation", "test"))
     layout = Layout((0, 1, None, 2), delimiter=" ")
     events = read_events(io.BytesIO(data), f"{source}/{{validation,test}}/test.txt", layout)
     events = events.take(np.flatnonzero(np.bincount(events.user)[events.user] >= 8))
@@ -385,6 +425,8 @@ def prepare_csv(folder, args):
         tuple(columns), args.header or not all(numbered), delimiter.replace("\\t", "\t")
     )
     shares = str(args.train), str(args.validation)
+    if columns[0] == columns[1]:
+        raise UserError(f"--user {args.user} --item {args.item}: name the same column")
     if not args.train < args.validation:
         raise UserError(f"--validation {args.validation}: must be above --train {args.train}")
     with open_source(source) as file:
@@ -454,9 +496,18 @@ def get_args_parser():
     return parser
 
 
+CSV_FLAGS = {"as_name", "user", "item", "time", "rating", "header", "delimiter", "core", "train",
+             "validation"}  # fmt: skip
+
+
 def main(argv=None):
-    args = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
     name = args.name
+    foreign = (CSV_FLAGS if name != "csv" else set()) | ({"keep"} if name != "gowalla" else set())
+    for flag in sorted(foreign):
+        if getattr(args, flag) != parser.get_default(flag):
+            raise UserError(f"--{flag}: means nothing for {name}; leave it out")
     if name == "csv":
         name = args.as_name or Path(args.source or "csv").name.split(".")[0]
         if name != Path(name).name or name in {"", ".", ".."}:

@@ -181,11 +181,13 @@ def test_times_of_every_kind_sort_alike():
         "2010-10-20 00:00:00",
         "2010-10-21",
     ]
-    times = prepare._times(stamps)
+    times, dates = prepare._times(stamps)
+    assert dates
     assert (np.diff(times) > 0).all()
     assert times[1] - times[0] == 1
-    assert prepare._times(["12", "1700000000000000001"])[1] == 1700000000000000001
-    assert prepare._times(["1.5", "2e3"]).tolist() == [1.5, 2000]
+    assert prepare._times(["12", "1700000000000000001"])[0][1] == 1700000000000000001
+    times, dates = prepare._times(["1.5", "2e3", "100000000000000000000"])
+    assert (times.tolist(), dates) == ([1.5, 2000, 1e20], False)
 
 
 # --------------------------------------------------------------------- other data sets
@@ -236,6 +238,53 @@ def test_a_csv_that_cannot_be_is_one_line(tmp_path, command, flags):
     )
     assert (status, len(err)) == (2, 1)
     assert tree(tmp_path) == before
+
+
+CSV = "u,i,t\n" + "".join(f"a{n % 7},b{n % 11},{n}\n" for n in range(600))
+BY_NAME = ["--user", "u", "--item", "i", "--time", "t"]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "word"),
+    [(CSV + "a,b,2020-01-01\n", BY_NAME, "line 602: 'a b 2020-01-01': '2020-01-01' is"),
+     (CSV + 'a,"b\n",5\na,b,x\n', BY_NAME, "line 604: 'a b x': 'x' is no time"),
+     (CSV + "a,c\0,3\n", BY_NAME, "line 602"),
+     (CSV.encode() + b"a,\xe9,3\n", BY_NAME, "line 602: not UTF-8"),
+     (CSV, ["--user", "uid", *BY_NAME[2:]], "mine.csv, line 1: no column 'uid'"),
+     (CSV, ["--user", "1", "--item", "2", "--time", "3"], "--header"),
+     (CSV, [*BY_NAME[:2], "--item", "u", *BY_NAME[4:]], "same column"),
+     (CSV, [*BY_NAME, "--train", "0.98", "--validation", "0.999"], "no user has rows enough"),
+     (CSV, [*BY_NAME, "--keep", "last"], "--keep"),
+     ("", BY_NAME, "no rows"), ("u,i,t\n\n", BY_NAME, "no rows")],
+)  # fmt: skip
+def test_the_line_and_the_flag_of_a_fault_are_named(tmp_path, command, text, flags, word):
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "mine.csv").write_bytes(data)
+    status, _, err = command(
+        prepare.main, "csv", "--source", tmp_path / "mine.csv", "--output_dir", tmp_path, *flags
+    )
+    assert (status, len(err)) == (2, 1)
+    assert word in err[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+def test_blank_lines_are_no_fault(tmp_path, command):
+    """A whole chunk of them was once taken for times of several kinds."""
+    (tmp_path / "mine.csv").write_text(CSV + "\n" * (2 * prepare.ROWS_AT_ONCE))
+    status, out, _ = command(prepare.main, "csv", "--source", tmp_path / "mine.csv",
+                             "--output_dir", tmp_path, *BY_NAME)  # fmt: skip
+    assert status == 0
+    assert "600 rows" in out
+
+
+def test_a_zip_of_one_file_is_read(tmp_path, command):
+    for names, wanted in ((["r.csv"], 0), (["r.csv", "s.csv"], 2)):
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, CSV)
+        status, _, err = command(prepare.main, "csv", "--source", tmp_path / "mine.zip",
+                                 "--output_dir", tmp_path / "out", *BY_NAME)  # fmt: skip
+        assert (status, len(err)) == (wanted, wanted // 2)
 
 
 @pytest.mark.parametrize("keep", ["first", "last"])
