@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
 DENSE = 30  # points of a line, above which markers would hide it
@@ -20,7 +20,8 @@ def draw(points, path, label, quantities, title):
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".csv", ".png"):
+        require_writable(path.with_suffix(suffix))
     with atomic_write(path.with_suffix(".csv"), "w") as file:
         rows = ([line, x, *(y.get(name, "") for name in quantities)] for line, x, y in points)
         csv.writer(file, lineterminator="\n").writerows([["line", label, *quantities], *rows])
@@ -33,13 +34,20 @@ def draw(points, path, label, quantities, title):
             xy = [(x, y[name]) for line, x, y in points if line == wanted and name in y]
             if xy:
                 marker = marker if len(xy) < DENSE else None
-                axes.plot(*zip(*xy, strict=True), marker=marker, label=wanted)
+                axes.plot(*zip(*xy, strict=True), marker=marker, label=literal(wanted))
         axes.set(xlabel=label, ylabel=name)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     with atomic_write(path.with_suffix(".png")) as file:
         figure.savefig(file, dpi=150, format="png")
     print(f"drew {path.with_suffix('.png')}")
+
+
+def literal(text):
+    """``text`` for a legend that shows it as it is: no formula, and not left out."""
+    text = text.replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
 def points_of_runs(paths):
@@ -62,7 +70,7 @@ def points_of_runs(paths):
                     if "map" in record:
                         y["MAP"] = float(record["map"])
                     points.append((name, int(record["epoch"]), y))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 raise UserError(f"{path}, line {number}: no record of a training run") from None
         if len(points) == before:
             raise UserError(f"{path}: no epoch in it yet")

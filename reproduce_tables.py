@@ -21,24 +21,14 @@ import scipy.stats
 import torch
 
 from caser import read_checkpoint, restore_network
-from evaluation import KS, evaluate_ranking
+from evaluation import evaluate_ranking
 from figures import draw, points_of_runs
-from study import ROWS, TABLES, Study, execute_all, with_flags
+from study import METRICS, ROWS, TABLES, Study, execute_all, with_flags
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
 
-METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
-
-# Tang and Wang 2018, Tables 2 and 4, on their Gowalla (a third party's transcription).
-PAPER = {
-    "caser-t": (0.1408, 0.1149, 0.0856, 0.1546, 0.1376, 0.1251, 0.0958),
-    "caser-rd": (0.1458, 0.1183, 0.0878, 0.1603, 0.1423, 0.1283, 0.0969),
-    "caser-s": (0.1333, 0.1094, 0.0818, 0.1456, 0.1304, 0.1188, 0.0919),
-    "uniform": (None, None, 0.0843, None, None, 0.1198, 0.0925),
-    "position": (None, None, 0.0850, None, None, 0.1230, 0.0945),
-    "discrepancy": (None, None, 0.0851, None, None, 0.1227, 0.0937),
-}
-PAPER_PARAMETERS = {"caser-t": "5.58M", "caser-rd": "2.79M"}
+PAPERS_GOWALLA = {"users": 13_149, "items": 14_009, "rows": 535_650}
+PAPERS_PARAMETERS = {"caser-t": "5.58M", "caser-rd": "2.79M"}  # Table 3
 
 
 # ----------------------------------------------------------------------------- the tables
@@ -58,14 +48,20 @@ def mean_and_deviation(values):
 
 
 def table_1(study):
-    """The data set: users, items, rows."""
+    """The data set: users, items, rows of train and test together."""
     counts = study.data().counts
-    rows = counts["train_rows"] + counts["test_rows"]
-    density = rows / counts["users"] / counts["items"]
+    ours = {
+        "users": counts["users"] + counts["unknown_test_users"],
+        "items": counts["items"] + counts["unknown_test_items"],
+        "rows": counts["train_rows"] + counts["test_rows"] + counts["unknown_test_user_rows"],
+    }
+    lines = {study.dataset: ours}
+    if study.dataset == "gowalla":
+        lines["gowalla (paper)"] = PAPERS_GOWALLA
     return table(
         ["", "users", "items", "rows", "rows per user", "density"],
-        [[study.dataset, counts["users"], counts["items"], rows, f"{rows / counts['users']:.2f}",
-          f"{density:.4%}"]],
+        [[name, *n.values(), f"{n['rows'] / n['users']:.2f}",
+          f"{n['rows'] / n['users'] / n['items']:.4%}"] for name, n in lines.items()],
     )  # fmt: skip
 
 
@@ -73,8 +69,8 @@ def table_of_metrics(study, names):
     """Tables 2, 4 and the readings: a line per row, and the paper's above it on its Gowalla."""
     lines = []
     for row in (ROWS[name] for name in names):
-        if study.dataset == "gowalla" and row.name in PAPER:
-            paper = ["" if value is None else f"{value:.4f}" for value in PAPER[row.name]]
+        if study.dataset == "gowalla" and row.paper:
+            paper = ["" if value is None else f"{value:.4f}" for value in row.paper]
             lines.append([f"{row.title} (paper)", "", "", *paper])
         runs = study.finals(row)
         if runs:
@@ -159,7 +155,7 @@ def table_3(study, names):
             for device in devices
             for n in (256, 1)
         ]
-        paper = PAPER_PARAMETERS[row.name] if study.dataset == "gowalla" else ""
+        paper = PAPERS_PARAMETERS[row.name] if study.dataset == "gowalla" else ""
         megabytes = runs[0].checkpoint.stat().st_size / 1e6
         cells = [f"{sizes[row.size]:,}", paper, ratio, f"{megabytes:.1f}"]
         lines.append([row.title, *cells, *(f"{seconds:.2f}" for seconds in times)])
@@ -205,7 +201,7 @@ def varied(row, flag, value):
 TRIO = ("caser-t", "caser-s", "caser-rd")
 # figure -> (flag, its values, the rows it is drawn for, the axis' label)
 FIGURES = {
-    "d": ("d", (10, 20, 50, 100), TRIO, "dimension d of the student"),
+    "d": ("d", (10, 20, 50, 100), TRIO, "dimension d of the student (the teacher has its own)"),
     "epochs": (None, (), TRIO, "epoch"),
     "balance": ("teach_alpha", (0.1, 0.25, 0.5, 1, 2, 4, 9), ("caser-rd",), "balance alpha"),
     "K": ("K", (1, 5, 10, 20, 50), ("caser-rd",), "length K of the teacher's list"),
@@ -272,7 +268,7 @@ def get_args_parser():
     parser.add_argument("--list", action="store_true", help="list tables, rows and figures")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     parser.add_argument(
-        "--report", action="store_true", help="print all finished results, run nothing"
+        "--report", action="store_true", help="print the finished results, run nothing"
     )
     path_flag(parser, "--results_dir", "where runs and figures go", "results", "DIR")
     return parser
@@ -284,7 +280,7 @@ def main(argv=None):
         for number, names in TABLES.items():
             print(f"--table {number}: {', '.join(names) or 'statistics of the data set'}")
         for row in ROWS.values():
-            print(f"--row {row.name}: {row.title}")
+            print(f"--row {row.name}: {row.title}, by {shlex.join([row.script, *row.flags])}")
         for name, (_, values, _, label) in FIGURES.items():
             print(f"--figure {name}: MAP against {label} {values or ''}")
         return 0
@@ -292,9 +288,10 @@ def main(argv=None):
         path = Path(args.results_dir, "plot")
         draw(points_of_runs(args.plot), path, "epoch", ["loss", "MAP"], "Training runs")
         return 0
-    study = Study(args)
+    study = Study(args, look=args.report or args.dry_run)
+    everything = args.report and not (args.table or args.row or args.figure)
     tables = (
-        list(TABLES) if args.table == "all" or args.report else [args.table] if args.table else []
+        list(TABLES) if everything or args.table == "all" else [args.table] if args.table else []
     )
     figures = list(FIGURES) if args.figure == "all" else [args.figure] if args.figure else []
     rows = [args.row] if args.row else []
@@ -308,6 +305,8 @@ def main(argv=None):
             state = "  # finished" if run.finished() else ""
             print(f"python {shlex.join(run.command())}{state}")
         return 0
+    if args.report and study.key["data"] is None:
+        raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
     if not args.report:
         execute_all(runs)
     for number in tables:

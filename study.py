@@ -6,6 +6,7 @@ training rows for as many, and the test rows are read once.
 """
 
 import ast
+import glob
 import hashlib
 import itertools
 import json
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation import KS
 from interactions import DataSet, find_files
 from utils import UserError, atomic_write, fingerprint, versions
 
 ROOT = Path(__file__).resolve().parent
+METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
 SOURCES = ("caser", "distill_caser", "evaluation", "interactions", "losses", "train_caser", "utils")
 
 
@@ -34,18 +37,31 @@ class Row:
     distilled: bool = False
     flags: tuple = ()
     teacher_flags: tuple = ()  # what its teacher has besides
+    paper: tuple = ()  # METRICS on the paper's Gowalla, None where it gives none
+
+    @property
+    def script(self):
+        return "distill_caser.py" if self.distilled else "train_caser.py"
 
 
+# The paper's numbers are those of Tang and Wang 2018, Tables 2 and 4 (a third party's
+# transcription).
 ROWS = {
     row.name: row
     for row in (
-        Row("caser-t", "Caser-T", "teacher"),
-        Row("caser-s", "Caser-S", "student"),
-        Row("caser-rd", "Caser-RD", "student", True),
-        Row("uniform", "w = 1/K", "student", True, ("--weights", "uniform")),
-        Row("position", "position importance only", "student", True, ("--weights", "position")),
+        Row("caser-t", "Caser-T", "teacher",
+            paper=(0.1408, 0.1149, 0.0856, 0.1546, 0.1376, 0.1251, 0.0958)),
+        Row("caser-s", "Caser-S", "student",
+            paper=(0.1333, 0.1094, 0.0818, 0.1456, 0.1304, 0.1188, 0.0919)),
+        Row("caser-rd", "Caser-RD", "student", True,
+            paper=(0.1458, 0.1183, 0.0878, 0.1603, 0.1423, 0.1283, 0.0969)),
+        Row("uniform", "w = 1/K", "student", True, ("--weights", "uniform"),
+            paper=(None, None, 0.0843, None, None, 0.1198, 0.0925)),
+        Row("position", "position importance only", "student", True, ("--weights", "position"),
+            paper=(None, None, 0.0850, None, None, 0.1230, 0.0945)),
         Row("discrepancy", "ranking discrepancy only", "student", True,
-            ("--weights", "discrepancy")),
+            ("--weights", "discrepancy"),
+            paper=(None, None, 0.0851, None, None, 0.1227, 0.0937)),
         Row("rd-normalized", "Caser-RD, normalized", "student", True,
             ("--hybrid_weight", "normalized")),
         Row("rd-observed", "Caser-RD, observed out", "student", True,
@@ -88,15 +104,22 @@ def code_version():
 
 
 class Study:
-    """The runs of one data set: what they are, which are finished, and what they gave."""
+    """The runs of one data set: what they are, which are finished, and what they gave.
 
-    def __init__(self, args):
+    args: ``dataset``, ``seeds``, ``eval_every`` and ``results_dir``. ml-100k is prepared where it
+    is missing, but for a ``look`` alone, to which nothing is finished then.
+    """
+
+    def __init__(self, args, look=False):
         self.dataset, self.seeds, self.eval_every = args.dataset, args.seeds, args.eval_every
         self.settings = SETTINGS.get(args.dataset, DEFAULTS)
         self.folder = Path(args.results_dir, args.dataset)
-        files = {split: find_files(args.dataset, split)[1:] for split in ("validation", "test")}
-        data = {split: [fingerprint_file(path) for path in paths] for split, paths in files.items()}
-        self.key = {"code": code_version(), "data": data}
+        self.key = {"code": code_version(), "data": None}
+        if not look or Path("datasets", args.dataset).is_dir():
+            self.key["data"] = {
+                split: [fingerprint_file(path) for path in find_files(args.dataset, split)[1:]]
+                for split in ("validation", "test")
+            }
         self._dataset = None
 
     def data(self):
@@ -125,9 +148,15 @@ class Study:
         return n or 1234
 
     def finals(self, row):
-        """The finished test runs of a row."""
-        runs = [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
+        """The finished test runs of a row, of all seeds that there are."""
+        folders = self.folder.glob(f"{glob.escape(row.name)}-test-seed=*")
+        seeds = (folder.name.rpartition("=")[2] for folder in folders)
+        numbers = sorted({int(seed) for seed in seeds if seed.isdecimal()}, key=self._place)
+        runs = [Run(self, row, "test", seed) for seed in numbers]
         return [run for run in runs if run.finished()]
+
+    def _place(self, seed):
+        return 0 if seed == self.seed(0) else seed
 
 
 def teacher_of(row):
@@ -202,18 +231,26 @@ class Run:
         scored = [record for record in self.search.records() if "map" in record]
         return max(scored, key=lambda record: record["map"])["epoch"]
 
-    def command(self):
-        """The command line, as a list of words from the script on."""
+    def flags(self):
+        """What makes this run, as the words of a command line."""
         epochs = self.epochs()
-        every = self.study.eval_every if not self.final else 1_000_000
-        words = ["distill_caser.py" if self.row.distilled else "train_caser.py"]
-        words += ["--dataset", self.study.dataset, "--split", self.split]
+        words = ["--dataset", self.study.dataset, "--split", self.split]
         words += ["--d", str(self.d)] if "--d" not in self.row.flags else []
         words += ["--seed", str(self.seed), "--n_iter", str(epochs) if epochs else "<chosen>"]
-        words += ["--eval_every", str(every), "--save_every", "5", "--output_dir", str(self.folder)]
+        words += [] if self.final else ["--eval_every", str(self.study.eval_every)]
+        return [*words, *self.study.settings["flags"], *self.row.flags]
+
+    def paths(self):
+        """The flags that say where it reads and writes."""
+        words = ["--output_dir", str(self.folder)]
         if self.row.distilled:
             words += ["--teacher_model_path", str(self.teacher.checkpoint)]
-        return [*words, *self.study.settings["flags"], *self.row.flags]
+        return words
+
+    def command(self):
+        """The command line, as a list of words from the script on."""
+        last_only = ["--eval_every", "1000000"] if self.final else []
+        return [self.row.script, *self.flags(), *last_only, "--save_every", "5", *self.paths()]
 
     @property
     def checkpoint(self):
@@ -222,9 +259,9 @@ class Run:
         return self.folder / f"{name}-caser-dim={self.d}{suffix}.pth.tar"
 
     def identity(self):
-        """What makes a result this run's: command, code, data, and the teacher's own identity."""
+        """What makes a result this run's: flags, code, data, and the teacher's own identity."""
         teacher = self.teacher.identity() if self.row.distilled else None
-        return {"command": self.command(), "teacher": teacher} | self.study.key
+        return {"run": [self.row.script, *self.flags()], "teacher": teacher} | self.study.key
 
     def finished(self):
         if self.is_its_search():
@@ -259,12 +296,10 @@ class Run:
                 json.dump(self.identity(), file)
         words = self.command()
         if self.checkpoint.exists():
-            words = [words[0], "--checkpoint", str(self.checkpoint)]
+            words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths()]
         started = time.perf_counter()
         with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
-            status = subprocess.run(
-                [sys.executable, ROOT / words[0], *words[1:]], stdout=log
-            ).returncode
+            status = run_to_its_end([sys.executable, ROOT / words[0], *words[1:]], log)
         if status:
             sys.exit(status)  # the command has said why
         with atomic_write(self.folder / "finished.json", "w") as file:
@@ -272,6 +307,19 @@ class Run:
             json.dump(
                 {"identity": self.identity(), "seconds": seconds, "versions": versions()}, file
             )
+
+
+def run_to_its_end(command, stdout):
+    """Run a command and return its exit status; where this process is stopped meanwhile, the
+    command is asked to stop as well, and gets the time to save."""
+    process = subprocess.Popen(command, stdout=stdout)
+    try:
+        return process.wait()
+    except BaseException as reason:
+        if not isinstance(reason, KeyboardInterrupt):  # which the terminal sends to both
+            process.terminate()
+        process.wait()
+        raise
 
 
 def _read_json(path):
@@ -284,7 +332,7 @@ def _read_json(path):
 def execute_all(runs):
     """Do the runs that are not finished, telling what runs, what is left and about how long."""
     left = [run for run in dict.fromkeys(runs) if not run.finished()]
-    seconds = epochs_done = 0
+    seconds = epochs_done = 0  # of the runs done here, to guess how long the rest takes
     for place, run in enumerate(left):
         if run.finished():  # its search, finished meanwhile, stands for it
             continue

@@ -1,5 +1,6 @@
 import json
-from types import SimpleNamespace
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -32,12 +33,10 @@ def reproduce(tmp_path, monkeypatch, command):
     ran = []
 
     def run(words, stdout):
-        script = words[1].name
         ran.append(words[2:])
-        status = SCRIPTS[script](list(map(str, words[2:])))
-        return SimpleNamespace(returncode=status)
+        return SCRIPTS[words[1].name](list(map(str, words[2:])))
 
-    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(study, "run_to_its_end", run)
 
     def call(*flags):
         del ran[:]
@@ -84,6 +83,52 @@ def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce, 
     assert final[final.index("--n_iter") + 1] == str(best)
     lines = (folder / "caser-s-test-seed=1234/toy-caser-dim=4.jsonl").read_text().splitlines()
     assert sum("map" in json.loads(line) for line in lines) == 1
+
+
+def test_all_seeds_are_reported_and_the_place_does_not_matter(reproduce, tmp_path):
+    reproduce("--row", "caser-s", "--seeds", 2)
+    for flags in ([], ["--table", "2"]):
+        out = reproduce("--report", *flags)[1]
+        assert "| Caser-S | 4 | 2 |" in out or "| Caser-S | 2 | 2 |" in out
+        assert ("### Table 4" in out) == (not flags)
+        assert out.count("MAP of Caser-S by seed: 1234: ") == 1
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    flags = ["--row", "caser-s", "--seeds", 2, "--results_dir", tmp_path / "elsewhere"]
+    assert reproduce(*flags)[3] == []
+    (tmp_path / "elsewhere/toy/caser-s-test-seed=1/finished.json").unlink()
+    assert [words[0] for words in reproduce(*flags)[3]] == ["--checkpoint"]
+
+
+def test_looking_prepares_nothing(reproduce, tmp_path, command):
+    before = tree(tmp_path)
+    for flags, wanted in ((["--dry_run"], 0), (["--report"], 2)):
+        status, _, err = command(reproduce_tables.main, "--dataset", "ml-100k", *flags)
+        assert (status, len(err)) == (wanted, wanted // 2)
+    assert tree(tmp_path) == before
+
+
+def test_stopping_asks_the_run_to_stop(tmp_path):
+    """It was once killed, and what it had not saved was lost."""
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    child = f"""import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: [pathlib.Path({str(saved)!r}).touch(), sys.exit()])
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)"""
+
+    def stop(*_):
+        if ready.exists():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.exit(143)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with pytest.raises(SystemExit):
+            study.run_to_its_end([sys.executable, "-c", child], None)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert saved.exists()
 
 
 def test_dry_run_lists_commands_and_runs_nothing(reproduce, tmp_path):
@@ -182,7 +227,16 @@ def test_plot_of_runs(command, tmp_path, monkeypatch):
         "line,epoch,loss,MAP", "a,1,2.0,", "a,2,1.5,0.1", "b,1,2.0,",
     ]  # fmt: skip
     assert (tmp_path / "results" / "plot.png").read_bytes().startswith(b"\x89PNG")
-    for text, word in (("{}\n", "c.jsonl"), ('{"epoch": 1}\n', "line 1"), ("\n[", "line 1")):
+    odd = tmp_path / "_a$x^^$.jsonl"
+    odd.write_text('{"epoch": 1, "loss": 2.0}\n')
+    assert command(reproduce_tables.main, "--plot", odd)[::2] == (0, [])
+    for text, word in (
+        ("{}\n", "c.jsonl"),
+        ('{"epoch": 1}\n', "line 1"),
+        ("\n[", "line 1"),
+        ('{"epoch": 1e400, "loss": 1}', "line 1"),
+        ("[" * 100_000, "line 1"),
+    ):
         (tmp_path / "c.jsonl").write_text(text)
         status, _, err = command(reproduce_tables.main, "--plot", "c.jsonl")
         assert (status, len(err)) == (2, 1)
