@@ -29,6 +29,7 @@ from utils import (
 )
 
 NAMES_SHOWN = 20  # of unknown ids, before the rest is counted
+ROWS_AT_ONCE = 1 << 16  # made and written together
 
 
 class TrainedModel:
@@ -64,7 +65,7 @@ class TrainedModel:
         embeddings = self.net.user_embeddings.weight.detach()
         embeddings = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
         self.net.user_embeddings = torch.nn.Embedding.from_pretrained(embeddings)
-        self.net.to(device).eval()
+        self.net.to(pick_device(device)).eval()
 
     def recommend(self, sequences, users=None, top=10, include_seen=False):
         """The best items after histories.
@@ -74,38 +75,49 @@ class TrainedModel:
         top: how many items. include_seen: whether items of the history itself may come.
 
         Returns for each history a list of (original item id, score), best first. Items that the
-        model does not know are dropped; raises UserError where a history has no other.
+        model does not know are dropped; raises UserError where a history has no other, and where
+        an argument is not as described.
         """
         users = [None] * len(sequences) if users is None else users
-        best = self.rank(sequences, users, top, include_seen)
+        if any(isinstance(x, str) for x in (sequences, users, *sequences)):
+            raise UserError("sequences: a list of lists of item ids, users: a list of ids")
+        if len(users) != len(sequences):
+            raise UserError(f"{len(users)} users for {len(sequences)} sequences; give one for each")
+        if not isinstance(top, int) or top < 1:
+            raise UserError(f"top={top!r}: how many items? Give a whole number from 1 on")
         ids = [None, *self.item_map]
         return [
             [(ids[item], score) for item, score in zip(*row, strict=True) if item != PADDING]
+            for best in self.rank(sequences, users, top, include_seen)
             for row in zip(*(part.tolist() for part in best), strict=True)
         ]
 
-    def known_items(self, sequence, user):
-        """The numbers of a history's items; UserError, naming the user, where none is known."""
-        known = [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
-        if not known:
-            raise UserError(f"the history of user {user!r}: no item in it that the model knows")
-        return known
+    def known_items(self, sequence):
+        """The numbers of a history's items, without those that the model does not know."""
+        return [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
 
     def rank(self, sequences, users, top, include_seen):
-        """As ``recommend``, but returns numbers: items (b, top) int64, scores (b, top) float32."""
-        known = [self.known_items(*pair) for pair in zip(sequences, users, strict=True)]
-        windows = np.full((len(known), self.net.architecture["L"]), PADDING)
-        for window, items in zip(windows, known, strict=True):
-            last = items[-len(window) :]
-            window[len(window) - len(last) :] = last
-        mean = len(self.user_map)
-        numbers = [self.user_map.get(str(user), mean) for user in users]
-        seen = [
-            (row, item) for row, items in enumerate(known) for item in items if not include_seen
-        ]
-        rows, items = np.array(seen, dtype=np.int64).reshape(-1, 2).T
-        return best_items(self.net, windows, np.array(numbers, dtype=np.int64), (rows, items),
-                          min(top, len(self.item_map)))  # fmt: skip
+        """As ``recommend``, but yields, for blocks of b histories in turn, numbers: items (b, k)
+        int64 and their scores (b, k) float32, k = top or the number of items."""
+        size, mean = max(1, BLOCK // (len(self.item_map) + 1)), len(self.user_map)
+        for first in range(0, len(sequences), size):
+            known = [self.known_items(sequence) for sequence in sequences[first : first + size]]
+            windows = np.full((len(known), self.net.architecture["L"]), PADDING)
+            for number, (window, items) in enumerate(zip(windows, known, strict=True), first):
+                if not items:
+                    raise UserError(f"sequence {number}: no item in it that the model knows")
+                last = items[-len(window) :]
+                window[len(window) - len(last) :] = last
+            numbers = [
+                mean if user is None else self.user_map.get(str(user), mean)
+                for user in users[first : first + size]
+            ]
+            seen = [
+                (row, item) for row, items in enumerate(known) for item in items if not include_seen
+            ]
+            rows, items = np.array(seen, dtype=np.int64).reshape(-1, 2).T
+            yield best_items(self.net, windows, np.array(numbers, dtype=np.int64), (rows, items),
+                             min(top, len(self.item_map)))  # fmt: skip
 
 
 # ---------------------------------------------------------------- whom to recommend to
@@ -124,13 +136,11 @@ def ranked_users(model, train, users, top, include_seen):
 
 
 def ranked_histories(model, histories, top, include_seen):
-    """Yield (user ids, items, scores) for blocks of ``histories``, {user id: item ids}."""
+    """Yield (user ids, items, scores) for blocks of ``histories``, {user id or None: item ids}."""
     users = list(histories)
-    size = max(1, BLOCK // (len(model.item_map) + 1))
-    for first in range(0, len(users), size):
-        block = users[first : first + size]
-        sequences = [histories[user] for user in block]
-        yield block, *model.rank(sequences, block, top, include_seen)
+    for items, scores in model.rank(list(histories.values()), users, top, include_seen):
+        block, users = users[: len(items)], users[len(items) :]
+        yield block, items, scores
 
 
 def read_histories(path):
@@ -144,26 +154,42 @@ def read_histories(path):
     return histories
 
 
-def say_what_is_unknown(model, histories):
+def say_what_is_unknown(model, histories, source):
     """Tell which items are dropped and which users are the mean user; UserError where nothing is
-    left of a history."""
+    left of a history of ``source``."""
+    for user, items in histories.items():
+        if not model.known_items(items):
+            of = "" if user is None else f", user {user!r}"
+            raise UserError(f"{source}{of}: no item that the model knows; name some of its data's")
     items = dict.fromkeys(i for items in histories.values() for i in items)
+    users = [user for user in histories if user is not None]
     for what, names, known, so in (
         ("item", items, model.item_map, "dropped"),
-        ("user", histories, model.user_map, "the mean user embedding stands for them"),
+        ("user", users, model.user_map, "the mean user embedding stands for them"),
     ):
         strange = [name for name in names if name not in known]
         rest = f" and {len(strange) - NAMES_SHOWN} more" if len(strange) > NAMES_SHOWN else ""
         if strange:
             listed = ", ".join(strange[:NAMES_SHOWN])
             say([f"{len(strange)} {what}(s) that the model does not know, {so}: {listed}{rest}"])
-    for user, items in histories.items():
-        model.known_items(items, user)
+
+
+def one_history(args, model):
+    """{user id or None: item ids} of ``--sequence``, whose user ``--users`` may name."""
+    user = args.users
+    if user and user not in model.user_map and ("," in user or os.path.isfile(user)):
+        raise UserError(f"--users {user}: --sequence has one user; name one, or use --history")
+    items = [item.strip() for item in args.sequence.split(",") if item.strip()]
+    if not items:
+        raise UserError("--sequence: names no item; give one or more, the oldest first")
+    return {user: items}
 
 
 def chosen_users(text, model):
     """The numbers of the users that ``--users`` names: a file of ids, one a line, or id,id."""
-    if os.path.exists(text):
+    if text in model.user_map:  # though it may hold a comma, or a file be called so
+        lines = [("--users", text)]
+    elif os.path.isfile(text):
         with open(text, encoding="utf-8-sig") as file:
             try:
                 lines = [(f"{text}, line {n}", line.strip()) for n, line in enumerate(file, 1)]
@@ -178,6 +204,7 @@ def chosen_users(text, model):
         if name not in model.user_map:
             raise UserError(
                 f"{place}: the model does not know user {name!r}; give what they had by --history"
+                " (ids that hold a comma: one a line, in a file)"
             )
     return np.array([model.user_map[name] for _, name in wanted])
 
@@ -186,25 +213,40 @@ def chosen_users(text, model):
 
 
 def rows_of(blocks, model, tells_embedding):
-    """Yield, block by block, lists of rows: user, item, rank from 1, score, and which embedding."""
+    """Yield (number of users, rows), some users at a time: user, item, rank from 1, score, and
+    which embedding."""
     ids = [None, *model.item_map]
     for users, items, scores in blocks:
-        yield len(users), [
-            [user, ids[item], rank, float(f"{score:.6g}")]
-            + (["own" if user in model.user_map else "mean"] if tells_embedding else [])
-            for user, best in zip(users, zip(items.tolist(), scores.tolist(), strict=True),
-                                  strict=True)
-            for rank, (item, score) in enumerate(zip(*best, strict=True), 1)
-            if item != PADDING
-        ]  # fmt: skip
+        size = max(1, ROWS_AT_ONCE // items.shape[1])
+        for first in range(0, len(users), size):
+            part = slice(first, first + size)
+            yield len(users[part]), [
+                ["sequence" if user is None else user, ids[item], rank, float(f"{score:.6g}")]
+                + (["own" if user in model.user_map else "mean"] if tells_embedding else [])
+                for user, *best in zip(users[part], items[part].tolist(), scores[part].tolist(),
+                                       strict=True)
+                for rank, (item, score) in enumerate(zip(*best, strict=True), 1)
+                if item != PADDING
+            ]  # fmt: skip
 
 
-class DelimitedText:
-    """Writes rows as TSV or CSV with a header."""
+class TabSeparated:
+    """Writes rows between tabs, as they are: no id holds white space."""
 
-    def __init__(self, file, columns, delimiter):
-        self.rows = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        self.rows.writerow(columns)
+    def __init__(self, file, columns):
+        self.file = file
+        self.write([columns])
+
+    def write(self, rows):
+        self.file.writelines("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+class CommaSeparated:
+    """Writes rows as CSV."""
+
+    def __init__(self, file, columns):
+        self.rows = csv.writer(file, lineterminator="\n")
+        self.write([columns])
 
     def write(self, rows):
         self.rows.writerows(rows)
@@ -230,20 +272,21 @@ class Parquet:
 
         kinds = {"rank": pyarrow.int32(), "score": pyarrow.float32()}
         fields = [(column, kinds.get(column, pyarrow.string())) for column in columns]
-        self.schema, self.table = pyarrow.schema(fields), pyarrow.Table.from_pylist
+        self.schema, self.table = pyarrow.schema(fields), pyarrow.table
         self.file = pyarrow.parquet.ParquetWriter(file, self.schema)
 
     def write(self, rows):
-        rows = [dict(zip(self.schema.names, row, strict=True)) for row in rows]
-        self.file.write_table(self.table(rows, schema=self.schema))
+        if rows:
+            columns = list(map(list, zip(*rows, strict=True)))
+            self.file.write_table(self.table(columns, schema=self.schema))
 
     def close(self):
         self.file.close()
 
 
 FORMATS = {
-    ".tsv": lambda file, columns: DelimitedText(file, columns, "\t"),
-    ".csv": lambda file, columns: DelimitedText(file, columns, ","),
+    ".tsv": TabSeparated,
+    ".csv": CommaSeparated,
     ".jsonl": JsonLines,
     ".parquet": Parquet,
 }
@@ -262,8 +305,8 @@ def open_output(path, columns):
             yield output
 
 
-def check_output(path):
-    """UserError where nothing could be written to ``path`` in the format of its ending."""
+def check_output(path, *inputs):
+    """UserError where there is no format for the ending of ``path``, or where it is an input."""
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise UserError(f"--output {path}: end it in one of {', '.join(FORMATS)}")
@@ -272,7 +315,9 @@ def check_output(path):
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise UserError(f"--output {path}: needs pyarrow; pip install pyarrow") from None
-    require_writable(path)
+    for name in filter(None, inputs):
+        if os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
+            raise UserError(f"--output {path}: would replace what is read; name another file")
 
 
 # -------------------------------------------------------------------------- command line
@@ -308,6 +353,8 @@ def training_rows(model, args):
     else:
         root, dataset = saved.get("train_root"), saved.get("dataset", "")
     _, train_path, _ = find_files(dataset, args.split or saved.get("split", "test"), root)
+    if args.output:
+        check_output(args.output, train_path)
     train = Interactions(train_path)
     say(train.notes)
     if train.fingerprint() != model.checkpoint["data"].get("fingerprint"):
@@ -329,27 +376,29 @@ def main(argv=None):
         raise UserError("--checkpoint: which model? Name a file that a training script has saved")
     if args.history and (args.sequence or args.users):
         raise UserError("--history goes without --sequence and --users: it has its own users")
+    own = bool(args.history or args.sequence)
+    if own and (args.dataset or args.split or args.train_root):
+        raise UserError("--dataset, --split and --train_root: a history of your own needs none")
+    if args.train_root and (args.dataset or args.split):
+        raise UserError("give --dataset and --split, or --train_root, not both")
     if args.output:
-        check_output(args.output)
-    model = TrainedModel(args.checkpoint, pick_device(args.device))
+        check_output(args.output, args.checkpoint, args.history, args.users)
+    model = TrainedModel(args.checkpoint, args.device)
     top = args.top
     if top > len(model.item_map):
         raise UserError(f"--top {top}: the model has {len(model.item_map)} items; ask for fewer")
     columns = ["user", "item", "rank", "score"]
-    own = bool(args.history or args.sequence)
     if own:
-        if args.history:
-            histories = read_histories(args.history)
-        else:
-            items = [item.strip() for item in args.sequence.split(",")]
-            histories = {args.users or "sequence": [item for item in items if item]}
-        say_what_is_unknown(model, histories)
         columns.append("embedding")
+        histories = read_histories(args.history) if args.history else one_history(args, model)
+        say_what_is_unknown(model, histories, args.history or "--sequence")
         blocks, total = ranked_histories(model, histories, top, args.include_seen), len(histories)
     else:
         train = training_rows(model, args)
         users = chosen_users(args.users, model) if args.users else np.arange(train.num_users)
         blocks, total = ranked_users(model, train, users, top, args.include_seen), len(users)
+    if args.output:
+        require_writable(args.output)
     with (
         open_output(args.output, columns) as output,
         tqdm(total=total, desc="users", leave=False, disable=None) as bar,
