@@ -1,7 +1,6 @@
 """Draw lines against one quantity, as a PNG and as the CSV behind it (for reproduce_tables.py)."""
 
 import csv
-import itertools
 import json
 
 from utils import UserError, atomic_write, require_writable
@@ -27,27 +26,25 @@ def draw(points, path, label, quantities, title):
         csv.writer(file, lineterminator="\n").writerows([["line", label, *quantities], *rows])
     figure = Figure(figsize=(6 * len(quantities), 4), layout="constrained")
     figure.suptitle(title)
+    drawn = {}
     for axes, name in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities,
                           strict=True):  # fmt: skip
-        lines = dict.fromkeys(line for line, _, _ in points)
-        for wanted, marker in zip(lines, itertools.cycle(MARKERS), strict=False):
+        for number, wanted in enumerate(dict.fromkeys(line for line, _, _ in points)):
             xy = [(x, y[name]) for line, x, y in points if line == wanted and name in y]
             if xy:
-                marker = marker if len(xy) < DENSE else None
-                axes.plot(*zip(*xy, strict=True), marker=marker, label=literal(wanted))
+                marker = MARKERS[number % len(MARKERS)] if len(xy) < DENSE else None
+                drawn[wanted] = axes.plot(*zip(*xy, strict=True), f"C{number}", marker=marker)[0]
         axes.set(xlabel=label, ylabel=name)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
+    figure.legend(drawn.values(), map(literal, drawn), loc="outside lower center", ncols=3)
     with atomic_write(path.with_suffix(".png")) as file:
         figure.savefig(file, dpi=150, format="png")
     print(f"drew {path.with_suffix('.png')}")
 
 
 def literal(text):
-    """``text`` for a legend that shows it as it is: no formula, and not left out."""
-    text = text.replace("$", r"\$")
-    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+    """``text`` as a legend that knows formulas shows it unchanged."""
+    return text.replace("$", r"\$")
 
 
 def points_of_runs(paths):
