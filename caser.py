@@ -106,8 +106,7 @@ class Caser(nn.Module):
         sequences: (B, L) int64, users: (B,) or (B, 1) int64.
         """
         x = self.represent(sequences, users)
-        # This way round the product is twice as fast, which outweighs the copy.
-        return torch.addmm(self.b2.weight, self.W2.weight, x.T).T.contiguous()
+        return torch.addmm(self.b2.weight.T, x, self.W2.weight.T)
 
     def _vertical(self, E):
         """nv filters (L, 1): weighted sums of the window's items, without activation."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from caser import read_checkpoint
-from evaluation import best_items, rows_at_once, stored
+from evaluation import BLOCK, best_items, stored
 from interactions import PADDING
 from losses import (
     distillation_loss,
@@ -143,7 +143,7 @@ def teacher_lists(net, train, K, exclude="target"):
     net.eval()
     windows, observed = train.sequences, train.tocsr()
     lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
-    size = rows_at_once(train.num_items)
+    size = max(1, BLOCK // train.num_items)
     for first in range(0, len(lists), size):
         block = slice(first, first + size)
         users, targets = windows.user_ids[block], windows.targets[block]

@@ -13,7 +13,7 @@ from interactions import PADDING
 from utils import UserError
 
 KS = (3, 5, 10)
-BLOCK = 1 << 21  # scores held at a time: bounds the memory of an evaluation
+BLOCK = 1 << 22  # scores held at a time: bounds the memory of an evaluation
 CACHE = 1 << 20  # comparisons held at a time
 
 
@@ -43,7 +43,7 @@ def evaluate_ranking(net, train, test, ks=KS):
     # Users with equally many targets share a block, so that the targets' table is dense.
     users = np.argsort(num_targets, kind="stable")
     users = users[np.searchsorted(num_targets[users], 1) :]
-    size = rows_at_once(train.num_items)
+    size = max(1, BLOCK // train.num_items)
     sequences = train.test_sequences.sequences
     parts = [
         _target_ranks(net, sequences[block], block, seen[block], wanted[block])
@@ -125,12 +125,6 @@ def _scores_without(net, sequences, users, out):
     scores[out] = -torch.inf
     scores[:, PADDING] = -torch.inf
     return scores
-
-
-def rows_at_once(num_items):
-    """How many rows of scores of all items are held at a time; products are fastest in sixteens."""
-    rows = max(1, BLOCK // num_items)
-    return rows - rows % 16 if rows > 16 else rows
 
 
 def stored(rows):

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from caser import read_checkpoint, restore_network
-from evaluation import best_items, rows_at_once, stored
+from evaluation import BLOCK, best_items, stored
 from interactions import PADDING, SPLITS, Interactions, find_files
 from utils import (
     Parser,
@@ -99,7 +99,7 @@ class TrainedModel:
     def rank(self, sequences, users, top, include_seen):
         """As ``recommend``, but yields, for blocks of b histories in turn, numbers: items (b, k)
         int64 and their scores (b, k) float32, k = top or the number of items."""
-        size, mean = rows_at_once(len(self.item_map) + 1), len(self.user_map)
+        size, mean = max(1, BLOCK // (len(self.item_map) + 1)), len(self.user_map)
         for first in range(0, len(sequences), size):
             known = [self.known_items(sequence) for sequence in sequences[first : first + size]]
             windows = np.full((len(known), self.net.architecture["L"]), PADDING)
@@ -127,7 +127,7 @@ def ranked_users(model, train, users, top, include_seen):
     """Yield (user ids, items, scores) for blocks of ``users``, numbers of the training data."""
     train.to_sequence(model.net.architecture["L"])
     windows, seen, ids = train.test_sequences.sequences, train.tocsr(), list(model.user_map)
-    size = rows_at_once(train.num_items)
+    size = max(1, BLOCK // train.num_items)
     for first in range(0, len(users), size):
         block = users[first : first + size]
         out = stored(seen[block[:0]] if include_seen else seen[block])

@@ -51,7 +51,7 @@ def loaded(toy, L=3, T=1):
 @pytest.mark.parametrize("exclude", ["target", "observed"])
 @pytest.mark.parametrize(("T", "block"), [(1, 1 << 22), (2, 100)])
 def test_lists_equal_the_slow_version(toy, monkeypatch, exclude, T, block):
-    monkeypatch.setattr("evaluation.BLOCK", block)
+    monkeypatch.setattr(distill_caser, "BLOCK", block)
     data = loaded(toy, 3, T)
     torch.manual_seed(0)
     net = Caser(data.train.num_users, data.train.num_items, L=3, d=6)

@@ -79,7 +79,7 @@ def test_every_user_gets_what_the_slow_version_gives(command, toy, tmp_path, tra
 def test_blocks_do_not_matter(command, tmp_path, trained, monkeypatch):
     texts = []
     for block in (1, 1 << 22):
-        monkeypatch.setattr("evaluation.BLOCK", block)
+        monkeypatch.setattr(recommend, "BLOCK", block)
         monkeypatch.setattr(recommend, "ROWS_AT_ONCE", block)
         command(recommend.main, "--checkpoint", trained, "--output", tmp_path / "recs.tsv")
         texts.append(read_tsv(tmp_path / "recs.tsv"))
