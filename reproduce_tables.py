@@ -182,6 +182,7 @@ def report(study, number):
         for row in (ROWS[name] for name in names):
             if row.distilled:
                 body += paired_test(study, row, ROWS["caser-s"])
+                body += paired_test(study, row, ROWS["caser-t"])
     return [f"### {title}, {study.dataset}", "", *body, ""]
 
 
