@@ -25,7 +25,7 @@ def draw(points, path, label, quantities, title):
         rows = ([line, x, *(y.get(name, "") for name in quantities)] for line, x, y in points)
         csv.writer(file, lineterminator="\n").writerows([["line", label, *quantities], *rows])
     figure = Figure(figsize=(6 * len(quantities), 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     drawn = {}
     for axes, name in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities,
                           strict=True):  # fmt: skip
@@ -43,7 +43,7 @@ def draw(points, path, label, quantities, title):
 
 
 def literal(text):
-    """``text`` as a legend that knows formulas shows it unchanged."""
+    """``text`` so that matplotlib, which knows formulas, shows it unchanged."""
     return text.replace("$", r"\$")
 
 

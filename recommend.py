@@ -5,6 +5,7 @@ python recommend.py --checkpoint checkpoints/ml-100k-caser-dim=20-rd.pth.tar --o
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import sys
@@ -92,16 +93,15 @@ class TrainedModel:
             for row in zip(*(part.tolist() for part in best), strict=True)
         ]
 
-    def known_items(self, sequence):
-        """The numbers of a history's items, without those that the model does not know."""
-        return [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
-
     def rank(self, sequences, users, top, include_seen):
         """As ``recommend``, but yields, for blocks of b histories in turn, numbers: items (b, k)
         int64 and their scores (b, k) float32, k = top or the number of items."""
         size, mean = max(1, BLOCK // (len(self.item_map) + 1)), len(self.user_map)
         for first in range(0, len(sequences), size):
-            known = [self.known_items(sequence) for sequence in sequences[first : first + size]]
+            known = [
+                [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
+                for sequence in sequences[first : first + size]
+            ]
             windows = np.full((len(known), self.net.architecture["L"]), PADDING)
             for number, (window, items) in enumerate(zip(windows, known, strict=True), first):
                 if not items:
@@ -137,10 +137,10 @@ def ranked_users(model, train, users, top, include_seen):
 
 def ranked_histories(model, histories, top, include_seen):
     """Yield (user ids, items, scores) for blocks of ``histories``, {user id or None: item ids}."""
-    users = list(histories)
-    for items, scores in model.rank(list(histories.values()), users, top, include_seen):
-        block, users = users[: len(items)], users[len(items) :]
-        yield block, items, scores
+    users, sequences = list(histories), list(histories.values())
+    rest = iter(users)
+    for items, scores in model.rank(sequences, users, top, include_seen):
+        yield list(itertools.islice(rest, len(items))), items, scores
 
 
 def read_histories(path):
@@ -158,7 +158,7 @@ def say_what_is_unknown(model, histories, source):
     """Tell which items are dropped and which users are the mean user; UserError where nothing is
     left of a history of ``source``."""
     for user, items in histories.items():
-        if not model.known_items(items):
+        if not any(item in model.item_map for item in items):
             of = "" if user is None else f", user {user!r}"
             raise UserError(f"{source}{of}: no item that the model knows; name some of its data's")
     items = dict.fromkeys(i for items in histories.values() for i in items)
@@ -305,8 +305,8 @@ def open_output(path, columns):
             yield output
 
 
-def check_output(path, *inputs):
-    """UserError where there is no format for the ending of ``path``, or where it is an input."""
+def check_output(path):
+    """UserError where there is no format for the ending of ``path``."""
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise UserError(f"--output {path}: end it in one of {', '.join(FORMATS)}")
@@ -315,9 +315,13 @@ def check_output(path, *inputs):
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise UserError(f"--output {path}: needs pyarrow; pip install pyarrow") from None
-    for name in filter(None, inputs):
-        if os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
-            raise UserError(f"--output {path}: would replace what is read; name another file")
+
+
+def refuse_to_replace(output, *inputs):
+    """UserError where the file ``output`` (None for none) is one of those that are read."""
+    for name in filter(None, inputs if output else ()):
+        if os.path.exists(output) and os.path.exists(name) and os.path.samefile(output, name):
+            raise UserError(f"--output {output}: would replace what is read; name another file")
 
 
 # -------------------------------------------------------------------------- command line
@@ -353,8 +357,7 @@ def training_rows(model, args):
     else:
         root, dataset = saved.get("train_root"), saved.get("dataset", "")
     _, train_path, _ = find_files(dataset, args.split or saved.get("split", "test"), root)
-    if args.output:
-        check_output(args.output, train_path)
+    refuse_to_replace(args.output, train_path)
     train = Interactions(train_path)
     say(train.notes)
     if train.fingerprint() != model.checkpoint["data"].get("fingerprint"):
@@ -382,7 +385,8 @@ def main(argv=None):
     if args.train_root and (args.dataset or args.split):
         raise UserError("give --dataset and --split, or --train_root, not both")
     if args.output:
-        check_output(args.output, args.checkpoint, args.history, args.users)
+        check_output(args.output)
+    refuse_to_replace(args.output, args.checkpoint, args.history, args.users)
     model = TrainedModel(args.checkpoint, args.device)
     top = args.top
     if top > len(model.item_map):

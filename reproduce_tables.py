@@ -275,6 +275,13 @@ def get_args_parser():
     return parser
 
 
+def chosen(name, known):
+    """The names out of ``known`` that a flag's value means: one, "all", or none for None."""
+    if name == "all":
+        return list(known)
+    return [name] if name else []
+
+
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.list:
@@ -291,10 +298,8 @@ def main(argv=None):
         return 0
     study = Study(args, look=args.report or args.dry_run)
     everything = args.report and not (args.table or args.row or args.figure)
-    tables = (
-        list(TABLES) if everything or args.table == "all" else [args.table] if args.table else []
-    )
-    figures = list(FIGURES) if args.figure == "all" else [args.figure] if args.figure else []
+    tables = chosen("all" if everything else args.table, TABLES)
+    figures = chosen(args.figure, FIGURES)
     rows = [args.row] if args.row else []
     if not (tables or figures or rows):
         tables = ["2"]

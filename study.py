@@ -20,6 +20,7 @@ import numpy as np
 
 from evaluation import KS
 from interactions import DataSet, find_files
+from train_caser import records_path
 from utils import UserError, atomic_write, fingerprint, versions
 
 ROOT = Path(__file__).resolve().parent
@@ -270,8 +271,9 @@ class Run:
         return done is not None and done.get("identity") == self.identity()
 
     def records(self):
-        text = Path(str(self.checkpoint).removesuffix(".pth.tar") + ".jsonl").read_text("utf-8")
-        return [json.loads(line) for line in text.splitlines()][1:]
+        """One dict per epoch, without the header before them."""
+        lines = records_path(self.checkpoint).read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines[1:]]
 
     def result(self):
         """The test metrics of a finished run: {"map": ..., ...}."""
