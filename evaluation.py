@@ -14,7 +14,8 @@ from utils import UserError
 
 KS = (3, 5, 10)
 BLOCK = 1 << 22  # scores held at a time: bounds the memory of an evaluation
-CACHE = 1 << 20  # comparisons held at a time
+CACHE = 1 << 19  # comparisons held at a time
+FOLD = 16  # items in a group of _topk
 
 
 @torch.inference_mode()
@@ -87,21 +88,20 @@ def _count_below(scores, target, num_targets):
     as floats, in pieces that stay in the cache: their sum is several times faster than that of
     booleans, and exact up to 2^24 items.
     """
+    by_item, target = scores.T, target.T.contiguous()  # (N, b), (J, b)
     counts = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
     limit = CACHE if target.device.type == "cpu" else BLOCK
-    at_once = max(1, limit // scores.shape[1])  # targets
     first = 0
-    while first < len(scores):
-        last = min(len(scores), first + max(1, at_once // int(num_targets[first])))
-        while last - first > 1 and (last - first) * num_targets[last - 1] > 2 * at_once:
-            last = (first + last) // 2
-        for column in range(0, int(num_targets[last - 1]), at_once):
-            piece = slice(first, last), slice(column, column + at_once)
-            below = torch.empty(*target[piece].shape, scores.shape[1], device=target.device)
-            torch.lt(scores[first:last, None, :], target[piece][:, :, None], out=below)
-            counts[piece] = below.sum(2)
+    while first < len(target):  # a few targets at once, of those users who have them
+        user = int(np.searchsorted(num_targets, first, side="right"))
+        last = max(int(num_targets[user]), 2 * first)
+        last = min(len(target), last, first + max(1, limit // (len(scores) - user)))
+        piece = target[first:last, user:]
+        for some in by_item[:, None, user:].split(max(1, limit // piece.numel())):
+            below = torch.empty(len(some), *piece.shape, device=target.device)
+            counts[first:last, user:] += torch.lt(some, piece, out=below).sum(0).long()
         first = last
-    return counts
+    return counts.T
 
 
 @torch.inference_mode()
@@ -112,8 +112,31 @@ def best_items(net, sequences, users, out, k):
     items are left out in which row. Returns items (b, k) int64 and scores (b, k) float32 as arrays,
     best first; where fewer than k are left, the rest is padding with a score of -inf.
     """
-    best, items = _scores_without(net, sequences, users, out).topk(k, dim=1)
+    best, items = _topk(_scores_without(net, sequences, users, out), k)
     return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
+
+
+def _topk(scores, k):
+    """``scores.topk(k, dim=1)`` of scores (b, N), faster where they lie item by item.
+
+    FOLD items make a group: the k + 1 best are in the k + 1 groups with the best maxima, or among
+    the few items that no group has. In rows with a tie torch itself decides which come first.
+    """
+    b, N = scores.shape
+    groups = N // FOLD
+    if k >= groups // 4:
+        return scores.topk(k, dim=1)
+    items = torch.arange(N, device=scores.device)
+    grouped, rest = items[: groups * FOLD].view(FOLD, groups).T, items[groups * FOLD :]
+    maxima = scores.T[: groups * FOLD].reshape(FOLD, groups, b).amax(0).T  # (b, groups)
+    members = grouped[maxima.topk(k + 1, dim=1).indices].flatten(1)  # (b, (k + 1) * FOLD)
+    candidates = torch.cat([members, rest.expand(b, -1)], 1)
+    best, place = scores.gather(1, candidates).topk(k + 1, dim=1)
+    chosen = candidates.gather(1, place)[:, :k]
+    tied = (best[:, 1:] == best[:, :-1]).any(1).nonzero().flatten()
+    if len(tied):
+        chosen[tied] = scores[tied].topk(k, dim=1).indices
+    return best[:, :k], chosen
 
 
 def _scores_without(net, sequences, users, out):

@@ -6,7 +6,7 @@ import torch
 from conftest import write_rows
 
 import evaluation
-from evaluation import evaluate_ranking, mean_metrics, metrics_line
+from evaluation import best_items, evaluate_ranking, mean_metrics, metrics_line
 from interactions import DataSet
 from utils import UserError
 
@@ -18,6 +18,13 @@ class FixedScores(torch.nn.Module):
 
     def score_all(self, sequences, users):
         return self.scores[users].clone()
+
+
+class ScoresByItem(FixedScores):
+    """As Caser lays them out."""
+
+    def score_all(self, sequences, users):
+        return self.scores[users].T.contiguous().T
 
 
 def slow_metrics(scores, seen, wanted, ks):
@@ -54,7 +61,7 @@ def test_equals_the_slow_version(tmp_path, monkeypatch, levels, block):
     scores = rng.integers(0, levels, (data.train.num_users, data.train.num_items)).astype(float)
     scores[:, 0] = 2000  # padding may score as it likes
     ks = (1, 3, 10, 45)
-    ours = evaluate_ranking(FixedScores(scores), data.train, data.test, ks)
+    ours = evaluate_ranking(ScoresByItem(scores), data.train, data.test, ks)
     seen, wanted = data.train.tocsr(), data.test.tocsr()
     users = [user for user in range(data.train.num_users) if wanted[user].nnz]
     assert ours["user"].tolist() == users
@@ -65,6 +72,24 @@ def test_equals_the_slow_version(tmp_path, monkeypatch, levels, block):
         assert {name: values[place] for name, values in ours.items() if name != "user"} == (
             pytest.approx(expected)
         )
+
+
+@pytest.mark.parametrize("levels", [1, 3, 1000, 1 << 24])
+@pytest.mark.parametrize("num_items", [30, 1600, 1607])
+@pytest.mark.parametrize("k", [1, 10, 24, 25])
+def test_best_items_are_torchs_with_ties_in_its_order(k, num_items, levels):
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randint(levels, (7, num_items), generator=generator).float()
+    scores[:, 0] = levels  # padding may score as it likes
+    out = np.array([0, 0, 0, 5]), np.array([9, 8, num_items - 1, 3])
+    allowed = scores.clone()
+    allowed[:, 0] = allowed[out] = -torch.inf
+    allowed[6, k:] = scores[6, k:] = -torch.inf  # fewer than k are left
+    expected, items = allowed.topk(k, dim=1)
+    for net in (FixedScores(scores), ScoresByItem(scores)):
+        found, best = best_items(net, np.zeros((7, 1), np.int64), np.arange(7), out, k)
+        assert (best == expected.numpy()).all()
+        assert (found == items.where(expected > -torch.inf, 0).numpy()).all()
 
 
 def one_user(tmp_path, scores, targets, ks=(10,)):
