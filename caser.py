@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import UserError, chosen_products, load_tensors, numeric_flag
+from utils import UserError, chosen_products, numeric_flag
 
 ACTIVATIONS = {
     "iden": nn.Identity,
@@ -167,86 +167,6 @@ def dropout(x, p, training):
     return x * (keep * (1 / (1 - dropped / (1 << 16))))
 
 
-CHECKPOINT_KINDS = {
-    dict: ("state_dict", "optimizer", "architecture", "config", "data", "metrics", "made_from",
-           "epoch_random", "step_random"),
-    int: ("epoch_num", "step"), float: ("step_seconds",), str: ("script",), list: ("records",),
-    torch.Tensor: ("step_losses",),
-}  # fmt: skip
-
-
-def read_checkpoint(path):
-    """A checkpoint of this project's or of the authors' as a dict, without running its code.
-
-    Its ``path``, ``num_users`` and ``num_items`` are added; its ``architecture`` holds what the
-    weights' shapes tell, and drop, ac_conv and ac_fc where the file has them (the authors' has
-    not, nor ``script`` and ``data``). Raises UserError where it is no checkpoint.
-    """
-    checkpoint = load_tensors(path)
-    try:
-        return checkpoint | _verified(checkpoint) | {"path": str(path)}
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, NameError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: no checkpoint of this project's or of the authors' ({reason})"
-        ) from None
-
-
-def _verified(checkpoint):
-    """The parts of a checkpoint that others rely on; some error where they are not as expected."""
-    for key in ("state_dict", "epoch_num", "optimizer"):
-        if key not in checkpoint:
-            raise ValueError(f"it has no {key}")
-    for kind, keys in CHECKPOINT_KINDS.items():
-        for key in checkpoint.keys() & keys:
-            if not isinstance(checkpoint[key], kind):
-                raise ValueError(f"its {key} is no {kind.__name__}")
-    if checkpoint["epoch_num"] < 0:
-        raise ValueError("its epoch_num is negative")
-    config = checkpoint.get("config")
-    if config is None:  # the authors': what its optimizer tells of the flags
-        group = checkpoint["optimizer"]["param_groups"][0]
-        config = {"learning_rate": float(group["lr"]), "l2": float(group["weight_decay"])}
-    flat = [config, *(checkpoint.get(key, {}) for key in ("data", "made_from", "metrics"))]
-    for values in (*flat, *checkpoint.get("records", [])):
-        if not all(isinstance(value, str | int | float | None) for value in values.values()):
-            raise ValueError("it holds more than plain values")
-
-    weights = {name: value.detach() for name, value in checkpoint["state_dict"].items()}
-    for value in weights.values():
-        if value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous():
-            raise ValueError("its weights are no plain float32")
-    saved = checkpoint.get("architecture", {})
-    saved = {name: saved[name] for name in ("drop", "ac_conv", "ac_fc") if name in saved}
-    architecture = Caser.architecture_of(weights) | saved
-    if architecture["L"] < 1 or architecture["d"] < 1:
-        raise ValueError("its weights are empty")
-    sizes = [len(weights[f"{table}_embeddings.weight"]) for table in ("user", "item")]
-    with torch.device("meta"):  # shapes without memory
-        shapes = {name: v.shape for name, v in Caser(*sizes, **architecture).state_dict().items()}
-    known = {name: v.shape for name, v in weights.items() if name in shapes}
-    if any(shapes[name] != shape for name, shape in known.items()):
-        raise ValueError("the shapes of its weights do not fit together")
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise ValueError("its weights are not finite")
-    return {
-        "config": config,
-        "state_dict": weights,
-        "architecture": architecture,
-        "num_users": sizes[0],
-        "num_items": sizes[1],
-    }
-
-
-def load_weights(net, checkpoint):
-    """Put the checkpoint's weights into ``net``; UserError where they do not fit."""
-    try:
-        net.load_state_dict(checkpoint["state_dict"], strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{checkpoint['path']}: its weights do not fit: {reason}") from None
-
-
 NETWORK_FLAGS = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
 
 
@@ -277,11 +197,3 @@ def network_settings(args):
 def network_factory(args):
     """The (num_users, num_items) -> Caser that the flags describe."""
     return partial(Caser, **network_settings(args))
-
-
-def restore_network(checkpoint, settings=None):
-    """The Caser of a checkpoint; what its file does not tell comes from ``settings``."""
-    sizes = checkpoint["num_users"], checkpoint["num_items"]
-    net = Caser(*sizes, **(settings or {}) | checkpoint["architecture"])
-    load_weights(net, checkpoint)
-    return net

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caser import read_checkpoint
+from checkpoint import read_checkpoint
+from command_line import (
+    carry_out,
+    evaluate_checkpoint,
+    get_args_parser,
+    output_path,
+    training_options,
+)
 from evaluation import BLOCK, best_items, stored
 from interactions import PADDING
 from losses import (
@@ -21,14 +28,7 @@ from losses import (
     position_importance_weight,
     ranking_discrepancy_weight,
 )
-from train_caser import (
-    Recommender,
-    carry_out,
-    evaluate_checkpoint,
-    get_args_parser,
-    output_path,
-    training_options,
-)
+from train_caser import Recommender
 from utils import (
     UserError,
     atomic_write,

@@ -325,7 +325,7 @@ class DataSet:
         }
 
     def check(self, checkpoint, allow_other_data=False):
-        """Refuse, with a UserError, a checkpoint (``caser.read_checkpoint``) of other data.
+        """Refuse, with a UserError, a checkpoint (``checkpoint.read_checkpoint``) of other data.
 
         Returns a list of notes: what could not be verified.
         """

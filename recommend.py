@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from caser import read_checkpoint, restore_network
+from checkpoint import read_checkpoint, restore_network
 from evaluation import BLOCK, best_items, stored
 from interactions import PADDING, SPLITS, Interactions, find_files
 from utils import (
@@ -44,7 +44,7 @@ class TrainedModel:
     ----------
     net: the network, in eval mode, with one user more: the mean of all user embeddings, who
     stands for users that the model does not know. user_map, item_map: dict of original id (str)
-    to number. checkpoint: what ``caser.read_checkpoint`` gave.
+    to number. checkpoint: what ``checkpoint.read_checkpoint`` gave.
 
     Raises UserError where ``path`` is no checkpoint, or does not tell its ids, as the authors'.
     """

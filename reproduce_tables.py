@@ -20,7 +20,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from caser import read_checkpoint, restore_network
+from checkpoint import read_checkpoint, restore_network
 from evaluation import evaluate_ranking
 from figures import draw, points_of_runs
 from study import METRICS, ROWS, TABLES, Study, execute_all, with_flags

@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoint import records_path
 from evaluation import KS
 from interactions import DataSet, find_files
-from train_caser import records_path
 from utils import UserError, atomic_write, fingerprint, versions
 
 ROOT = Path(__file__).resolve().parent
 METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
-SOURCES = ("caser", "distill_caser", "evaluation", "interactions", "losses", "train_caser", "utils")
+SOURCES = ("caser", "checkpoint", "command_line", "distill_caser", "evaluation", "interactions",
+           "losses", "train_caser", "utils")  # fmt: skip
 
 
 @dataclass(frozen=True)

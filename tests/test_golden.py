@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from caser import Caser, read_checkpoint
+from caser import Caser
+from checkpoint import read_checkpoint
 from distill_caser import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
 from interactions import Interactions

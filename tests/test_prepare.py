@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zipfile
 from fractions import Fraction
-from importlib import util
 
 import numpy as np
 import pytest
@@ -14,9 +13,9 @@ from conftest import ROOT, tree
 from interactions import DataSet
 from utils import UserError
 
-spec = util.spec_from_file_location("prepare", ROOT / "datasets" / "prepare.py")
-prepare = util.module_from_spec(spec)
-spec.loader.exec_module(prepare)
+sys.path.insert(0, str(ROOT / "datasets"))
+import prepare
+from events import ROWS_AT_ONCE, Layout, _times, k_core, read_events
 
 
 def slow_core(rows, k):
@@ -84,10 +83,10 @@ def test_prepares_the_users_own_file(tmp_path, command):
 
 
 def read(data, layout):
-    return prepare.read_events(io.BytesIO(data), "x", layout)
+    return read_events(io.BytesIO(data), "x", layout)
 
 
-ML = prepare.Layout((0, 1, 3, 2))
+ML = Layout((0, 1, 3, 2))
 
 
 def test_a_recbole_header_is_no_rating(tmp_path, command):
@@ -169,7 +168,7 @@ def test_k_core_equals_the_slow_version():
     rows = made_up_ratings(3)
     events = read(as_udata(rows).encode(), ML)
     for k in (1, 3, 5, 8):
-        core = prepare.k_core(events, k)
+        core = k_core(events, k)
         ours = [(core.users[u], core.items[i]) for u, i in zip(core.user, core.item, strict=True)]
         assert ours == [row[:2] for row in slow_core(rows, k)]
 
@@ -181,12 +180,12 @@ def test_times_of_every_kind_sort_alike():
         "2010-10-20 00:00:00",
         "2010-10-21",
     ]
-    times, dates = prepare._times(stamps)
+    times, dates = _times(stamps)
     assert dates
     assert (np.diff(times) > 0).all()
     assert times[1] - times[0] == 1
-    assert prepare._times(["12", "1700000000000000001"])[0][1] == 1700000000000000001
-    times, dates = prepare._times(["1.5", "2e3", "100000000000000000000"])
+    assert _times(["12", "1700000000000000001"])[0][1] == 1700000000000000001
+    times, dates = _times(["1.5", "2e3", "100000000000000000000"])
     assert (times.tolist(), dates) == ([1.5, 2000, 1e20], False)
 
 
@@ -270,7 +269,7 @@ def test_the_line_and_the_flag_of_a_fault_are_named(tmp_path, command, text, fla
 
 def test_blank_lines_are_no_fault(tmp_path, command):
     """A whole chunk of them was once taken for times of several kinds."""
-    (tmp_path / "mine.csv").write_text(CSV + "\n" * (2 * prepare.ROWS_AT_ONCE))
+    (tmp_path / "mine.csv").write_text(CSV + "\n" * (2 * ROWS_AT_ONCE))
     status, out, _ = command(prepare.main, "csv", "--source", tmp_path / "mine.csv",
                              "--output_dir", tmp_path, *BY_NAME)  # fmt: skip
     assert status == 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tree, write_rows
 
+import command_line
 import train_caser
 from caser import Caser
 from evaluation import evaluate_ranking
@@ -126,7 +127,7 @@ def test_a_new_run_replaces_the_old_one_at_its_first_save(command, toy, tmp_path
 def test_save_every(command, toy, tmp_path, monkeypatch, save_every, saved_after):
     saved = []
     monkeypatch.setattr(
-        train_caser, "save_run", lambda path, model, *_: saved.append(model.epoch_num)
+        command_line, "save_run", lambda path, model, *_: saved.append(model.epoch_num)
     )
     train(command, toy, tmp_path, "--n_iter", 5, *save_every)
     assert saved == saved_after

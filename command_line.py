@@ -1,0 +1,235 @@
+"""What the command lines of train_caser.py and distill_caser.py share: their flags, and the way
+from there to a trained or evaluated model.
+"""
+
+import os
+import shlex
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from caser import add_network_flags, network_factory, network_settings
+from checkpoint import read_checkpoint, records_path, restore_network, save_run
+from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
+from interactions import SPLITS, DataSet, find_files
+from utils import (
+    Parser,
+    UserError,
+    boolean,
+    in_range,
+    numeric_flag,
+    path_flag,
+    pick_device,
+    require_writable,
+    saved_flags,
+    set_seed,
+    tensorboard_folder,
+    tensorboard_log,
+)
+
+
+def get_args_parser(description, d):
+    """The flags that both scripts have. description: its first line is shown. d: the default."""
+    parser = Parser(description=description.split("\n")[0])
+    # fmt: off
+    data = parser.add_argument_group("data")
+    path_flag(data, "--dataset", "datasets/NAME/SPLIT/{train,test}.txt", "ml-100k", "NAME")
+    data.add_argument("--split", default="test", choices=SPLITS,
+                      help="test learns from train and validation rows, validation from train")
+    path_flag(data, "--train_root", "rows to learn from, in place of --dataset's")
+    path_flag(data, "--test_root", "rows to predict, with --train_root")
+
+    add_network_flags(parser.add_argument_group("network (Caser)"), d)
+
+    training = parser.add_argument_group("training")
+    flag = partial(numeric_flag, training)
+    flag("--n_iter", 50, int, "[1, 1e9]", "epochs in all, those of --checkpoint included")
+    flag("--batch_size", 512, int, "[1, 1e9]", "instances per step")
+    flag("--learning_rate", 1e-3, float, "(0, 1000]", "of Adam")
+    flag("--l2", 1e-6, float, "[0, 1000]", "weight decay, added to the gradient")
+    flag("--neg_samples", 3, int, "[1, 1e9]", "negatives per instance")
+    flag("--train_fraction", 1.0, float, "(0, 1]", "share of the training instances that are used")
+    flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
+    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
+                          help="auto is cuda where there is one, else cpu")
+    training.add_argument("--use_cuda", type=boolean, metavar="BOOL",
+                          help="the authors' flag: true is --device cuda, false is --device cpu")
+
+    output = parser.add_argument_group("output")
+    flag = partial(numeric_flag, output)
+    flag("--eval_every", 10, int, "[1, 1e9]", "epochs between evaluations; the last has one too")
+    output.add_argument("--save_every", type=in_range(int, "[1, 1e9]"), metavar="N",
+                        help="epochs between checkpoints (default: at each evaluation)")
+    path_flag(output, "--output_dir", "where checkpoints, records and top-K caches go",
+              "checkpoints", "DIR")
+    output.add_argument("--tensorboard", type=tensorboard_folder, metavar="DIR",
+                        help="write the records' numbers there for TensorBoard too")
+    path_flag(output, "--checkpoint", "resume this run, with its flags")
+    output.add_argument("--evaluate", action="store_true", help="only evaluate --checkpoint")
+    output.add_argument("--allow_other_data", action="store_true",
+                        help="accept a checkpoint that was trained on other rows")
+    # fmt: on
+    return parser
+
+
+# A resumed run takes these flags from its own command line alone ...
+OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "tensorboard", "device", "use_cuda",
+             "allow_other_data"}  # fmt: skip
+# ... these from there if it gives them, else from the checkpoint, and all others from the latter.
+DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
+FREE_FLAGS = {"n_iter", "eval_every", "save_every", "teacher_model_path", "teacher_model_dim",
+              "teacher_topk_path"} | DATA_FLAGS  # fmt: skip
+
+
+def read_command(parser, script, argv):
+    """Parse the flags, and the checkpoint that ``--checkpoint`` names: (args, checkpoint)."""
+    args, given = parser.parse(argv)
+    if args.evaluate and not args.checkpoint:
+        raise UserError("--evaluate needs --checkpoint, the model to evaluate")
+    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
+    if checkpoint:
+        if not args.evaluate and checkpoint.get("script", script) != script:
+            raise UserError(f"{args.checkpoint}: {checkpoint['script']} made it and can resume it")
+        args = _with_saved_flags(parser, argv, args, given, checkpoint)
+    if args.use_cuda is not None:
+        asked = "cuda" if args.use_cuda else "cpu"
+        if "device" in given and args.device not in {"auto", asked}:
+            raise UserError(f"--use_cuda and --device {args.device} contradict; give one of them")
+        args.device = asked
+    args.device = str(pick_device(args.device))
+    if bool(args.train_root) != bool(args.test_root):
+        raise UserError("--train_root and --test_root go together; give both")
+    if args.train_root:
+        if "dataset" in given:
+            raise UserError("give --dataset, or --train_root and --test_root, not both")
+        split = Path(os.path.abspath(args.train_root)).parent.name
+        if split in SPLITS:
+            if "split" in given and args.split != split:
+                raise UserError(f"--split {args.split}: --train_root is in a folder {split}/")
+            args.split = split
+    return args, checkpoint
+
+
+def _with_saved_flags(parser, argv, args, given, checkpoint):
+    """The checkpoint's own flags, those of ``argv`` over them; UserError on a contradiction."""
+    settings = checkpoint["config"] | checkpoint["architecture"]
+    names = vars(args).keys() - OWN_FLAGS
+    if given & {"train_root", "test_root"}:
+        names -= {"dataset", "split"}
+    if given & DATA_FLAGS:
+        names -= {"train_root", "test_root"}
+    for name in (settings.keys() & given & names) - FREE_FLAGS:
+        if getattr(args, name) != settings[name]:
+            raise UserError(
+                f"--{name} {getattr(args, name)}: {args.checkpoint} has {settings[name]};"
+                " leave the flag out"
+            )
+    saved = saved_flags(settings, names)
+    try:
+        parser.parse(saved)
+    except UserError as error:
+        raise UserError(f"{args.checkpoint}: the flags in it are damaged: {error}") from None
+    args, _ = parser.parse([*saved, *(sys.argv[1:] if argv is None else argv)])
+    if "output_dir" not in given:
+        args.output_dir = str(Path(args.checkpoint).parent)
+    return args
+
+
+def load_data(args):
+    """The DataSet that the flags name; prints its counts, the protocol and the notes."""
+    files = find_files(args.dataset, args.split, args.train_root, args.test_root)
+    data = DataSet.load(*files, args.L, args.T)
+    print(
+        f"{data.headline()}. Protocol: {args.split} split, all items ranked, the user's train"
+        f" items and padding out, k={','.join(map(str, KS))}, ndcgs as in the paper;"
+        f" seed {args.seed}, {args.device}"
+    )
+    print_notes(data.notes)
+    return data
+
+
+def print_notes(notes):
+    for note in notes:
+        print(f"note: {note}")
+
+
+def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
+    """Load a checkpoint's network for the data, print its metrics, return it."""
+    print_notes(data.check(checkpoint, args.allow_other_data))
+    net = restore_network(checkpoint, network_settings(args)).to(args.device)
+    started = time.perf_counter()
+    means = mean_metrics(evaluate_ranking(net, data.train, data.test))
+    standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
+    seconds = time.perf_counter() - started
+    print(f"{label}\t{metrics_line(means)}, standard ndcgs={standard}[{seconds:.1f} s]", flush=True)
+    return net
+
+
+def output_path(args, data, suffix=""):
+    """Where the checkpoint goes, its folder made and tried: UserError where nothing can."""
+    name = f"{data.name}-caser-dim={args.d}{suffix}.pth.tar"
+    path = Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
+    require_writable(path)
+    require_writable(records_path(path))
+    return path
+
+
+def run(model, path, args, data, checkpoint):
+    """Train ``model`` as the flags say, saving as it goes; return the exit status."""
+    set_seed(args.seed)
+    model.prepare(data.train)
+    if checkpoint:
+        print_notes(data.check(checkpoint, args.allow_other_data))
+        if checkpoint.get("data", data.identity).get("test") != data.identity["test"]:
+            print(f"note: {data.test.path}: not the rows that earlier epochs were evaluated on")
+        model.restore(checkpoint)
+    save = partial(save_run, path, model, args, data)
+    with tensorboard_log(args.tensorboard, model.epoch_num + 1) as log:
+        stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save, log)
+    if model.epoch_num < args.n_iter:
+        again = ["python", model.script, "--checkpoint", str(path)]
+        if args.allow_other_data:
+            again.append("--allow_other_data")
+        if args.device != str(pick_device("auto")):
+            again += ["--device", args.device]
+        if args.tensorboard:
+            again += ["--tensorboard", args.tensorboard]
+        print(f"stopped in epoch {model.epoch_num + 1}; go on with:\n{shlex.join(again)}")
+        return 128 + stopped_by
+    print(f"saved {path} and {records_path(path)}")
+    return 0
+
+
+def nothing_to_do(args, checkpoint):
+    """Whether the checkpoint to resume has its epochs; says so."""
+    done = checkpoint is not None and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter
+    if done:
+        print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
+              f" and --n_iter is {args.n_iter}")  # fmt: skip
+    return done
+
+
+def carry_out(parser, script, argv, make):
+    """Do what the command line asks for; return the exit status.
+
+    make: (args, network factory, DataSet, checkpoint or None) -> (Recommender, path of its
+    checkpoint), called where something is to be trained.
+    """
+    args, checkpoint = read_command(parser, script, argv)
+    if nothing_to_do(args, checkpoint):
+        return 0
+    network = network_factory(args)
+    data = load_data(args)
+    if args.evaluate:
+        evaluate_checkpoint(args, data, checkpoint)
+        return 0
+    model, path = make(args, network, data, checkpoint)
+    return run(model, path, args, data, checkpoint)
+
+
+def training_options(args):
+    """The arguments of a Recommender that flags of the same names give."""
+    names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate", "train_fraction",
+             "device")  # fmt: skip
+    return {name: getattr(args, name) for name in names}
