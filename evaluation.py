@@ -15,7 +15,7 @@ from utils import UserError
 KS = (3, 5, 10)
 BLOCK = 1 << 22  # scores held at a time: bounds the memory of an evaluation
 CACHE = 1 << 19  # comparisons held at a time
-FOLD = 16  # items in a group of _topk
+FOLD = 16  # items in a group of ``topk``
 
 
 @torch.inference_mode()
@@ -112,11 +112,11 @@ def best_items(net, sequences, users, out, k):
     items are left out in which row. Returns items (b, k) int64 and scores (b, k) float32 as arrays,
     best first; where fewer than k are left, the rest is padding with a score of -inf.
     """
-    best, items = _topk(_scores_without(net, sequences, users, out), k)
+    best, items = topk(_scores_without(net, sequences, users, out), k)
     return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
 
 
-def _topk(scores, k):
+def topk(scores, k):
     """``scores.topk(k, dim=1)`` of scores (b, N), faster where they lie item by item.
 
     FOLD items make a group: the k + 1 best are in the k + 1 groups with the best maxima, or among
@@ -124,7 +124,7 @@ def _topk(scores, k):
     """
     b, N = scores.shape
     groups = N // FOLD
-    if k >= groups // 4:
+    if scores.stride(1) == 1 or k >= groups // 4:
         return scores.topk(k, dim=1)
     items = torch.arange(N, device=scores.device)
     grouped, rest = items[: groups * FOLD].view(FOLD, groups).T, items[groups * FOLD :]

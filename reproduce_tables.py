@@ -21,7 +21,7 @@ import scipy.stats
 import torch
 
 from checkpoint import read_checkpoint, restore_network
-from evaluation import evaluate_ranking
+from evaluation import evaluate_ranking, topk
 from figures import draw, points_of_runs
 from study import METRICS, ROWS, TABLES, Study, execute_all, with_flags
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
@@ -128,7 +128,7 @@ def ranking_seconds(net, train, users, at_once):
     started = time.perf_counter()
     for first in range(0, len(users), at_once):
         part = slice(first, first + at_once)
-        net.score_all(windows[part], users[part]).topk(10)
+        topk(net.score_all(windows[part], users[part]), 10)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
