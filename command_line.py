@@ -9,7 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from caser import add_network_flags, network_factory, network_settings
+from caser import ACTIVATIONS, Caser
 from checkpoint import read_checkpoint, records_path, restore_network, save_run
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
 from interactions import SPLITS, DataSet, find_files
@@ -29,7 +29,7 @@ from utils import (
 )
 
 
-def get_args_parser(description, d):
+def shared_args_parser(description, d):
     """The flags that both scripts have. description: its first line is shown. d: the default."""
     parser = Parser(description=description.split("\n")[0])
     # fmt: off
@@ -71,6 +71,38 @@ def get_args_parser(description, d):
                         help="accept a checkpoint that was trained on other rows")
     # fmt: on
     return parser
+
+
+NETWORK_FLAGS = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
+
+
+def add_network_flags(group, d):
+    """Give an argument group the flags that describe a Caser, with ``d`` as its default d."""
+    # fmt: off
+    flag = partial(numeric_flag, group)
+    flag("--L", 5, int, "[1, 1000]", "L: the items of a window")
+    flag("--T", 1, int, "[1, 1000]", "T: the targets of a window")
+    flag("--d", d, int, "[1, 100000]", "d: dimension of the embeddings")
+    flag("--nv", 2, int, "[0, 100000]", "n~: vertical filters")
+    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters of each height")
+    flag("--drop", 0.5, float, "[0, 1)", "dropout before the fully connected layer")
+    group.add_argument("--ac_conv", default="iden", choices=ACTIVATIONS,
+                       help="phi_c: activation of the horizontal convolution")
+    group.add_argument("--ac_fc", default="sigm", choices=ACTIVATIONS,
+                       help="phi_a: activation of the fully connected layer")
+    # fmt: on
+
+
+def network_settings(args):
+    """The settings of a Caser that flags of the same names give."""
+    if not args.nv and not args.nh:
+        raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
+    return {name: getattr(args, name) for name in NETWORK_FLAGS}
+
+
+def network_factory(args):
+    """The (num_users, num_items) -> Caser that the flags describe."""
+    return partial(Caser, **network_settings(args))
 
 
 # A resumed run takes these flags from its own command line alone ...

@@ -15,8 +15,8 @@ from checkpoint import read_checkpoint
 from command_line import (
     carry_out,
     evaluate_checkpoint,
-    get_args_parser,
     output_path,
+    shared_args_parser,
     training_options,
 )
 from evaluation import BLOCK, best_items, stored
@@ -270,9 +270,9 @@ def require_same_lists(checkpoint, made_from):
 # --------------------------------------------------------------------------- command line
 
 
-def get_distill_args_parser():
+def get_args_parser():
     """The flags of train_caser.py and those of distillation."""
-    parser = get_args_parser(__doc__, d=50)
+    parser = shared_args_parser(__doc__, d=50)
     group = parser.add_argument_group("distillation")
     flag = partial(numeric_flag, group)
     # fmt: off
@@ -327,7 +327,7 @@ def make_distilled(args, network, data, checkpoint):
 
 
 def main(argv=None):
-    parser = get_distill_args_parser()
+    parser = get_args_parser()
     return carry_out(parser, DistilledRecommender.script, argv, make_distilled)
 
 

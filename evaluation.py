@@ -36,23 +36,26 @@ def evaluate_ranking(net, train, test, ks=KS):
     ``precision@k`` (hits / k), ``recall@k``, ``ndcg@k`` (the standard one) and ``ndcg_paper@k``
     (the paper's: k is first cut to the number of targets, for both DCG and ideal DCG).
 
-    Raises UserError where a target's score is not finite.
+    Raises UserError where a target's score is NaN or +inf.
     """
     net.eval()
     seen, wanted = train.tocsr(), test.tocsr()
     num_targets = np.diff(wanted.indptr)
+    known = wanted[:, : train.num_items]
+    num_known = np.diff(known.indptr)
     # Users with equally many targets share a block, so that the targets' table is dense.
-    users = np.argsort(num_targets, kind="stable")
-    users = users[np.searchsorted(num_targets[users], 1) :]
+    users = np.argsort(num_known, kind="stable")
+    users = users[np.searchsorted(num_known[users], 1) :]
     size = max(1, BLOCK // train.num_items)
     sequences = train.test_sequences.sequences
-    parts = [
-        _target_ranks(net, sequences[block], block, seen[block], wanted[block])
+    parts = [(users[:0], users[:0])] + [
+        _target_ranks(net, sequences[block], block, seen[block], known[block])
         for block in np.split(users, range(size, len(users), size))
+        if len(block)
     ]
     user, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((rank, user))
-    users = np.sort(users)
+    users = np.flatnonzero(num_targets)
     row = np.searchsorted(users, user[order])
     return {"user": users} | metrics(row, rank[order], num_targets[users], ks)
 
@@ -60,20 +63,18 @@ def evaluate_ranking(net, train, test, ks=KS):
 def _target_ranks(net, sequences, users, seen, wanted):
     """The rankable targets of users (b,): their user (m,) and their rank from 0 (m,), int64.
 
-    sequences: (b, L). seen, wanted: CSR, the users' rows. Ties are broken against the target: it
-    ranks behind everything it ties with, so that equal scores never flatter. Targets that tie
-    with each other still take distinct ranks.
+    sequences: (b, L). seen, wanted: CSR (b, N), the users' rows, none of ``wanted`` empty. Ties
+    are broken against the target: it ranks behind everything it ties with, so that equal scores
+    never flatter. Targets that tie with each other still take distinct ranks.
     """
     scores = _scores_without(net, sequences, users, stored(seen))
     device = scores.device
     num_targets = np.diff(wanted.indptr)
     table = np.full((len(users), num_targets.max()), PADDING)  # padding: never rankable
-    known = np.where(wanted.indices < scores.shape[1], wanted.indices, PADDING)
-    table[np.arange(table.shape[1]) < num_targets[:, None]] = known
+    table[np.arange(table.shape[1]) < num_targets[:, None]] = wanted.indices
     items = torch.from_numpy(table).to(device)
     target, _ = scores.gather(1, items).sort(1, descending=True)  # (b, J)
-    if target.isnan().any() or (target == torch.inf).any():
-        raise UserError("a score is not a finite number; the model's weights are damaged")
+    _refuse_unless_finite(target)
     scores.scatter_(1, items, -torch.inf)
     above = scores.shape[1] - _count_below(scores, target, num_targets)
     ranks = above + torch.arange(target.shape[1], device=device)  # and the targets before it
@@ -110,21 +111,23 @@ def best_items(net, sequences, users, out, k):
 
     sequences: (b, L) int64 and users: (b,) int64 arrays. out: (rows, items), two int arrays: which
     items are left out in which row. Returns items (b, k) int64 and scores (b, k) float32 as arrays,
-    best first; where fewer than k are left, the rest is padding with a score of -inf.
+    best first; where fewer than k are left, the rest is padding with a score of -inf. Raises
+    UserError where a best score is NaN or +inf.
     """
     best, items = topk(_scores_without(net, sequences, users, out), k)
+    _refuse_unless_finite(best[:, :1])
     return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
 
 
 def topk(scores, k):
-    """``scores.topk(k, dim=1)`` of scores (b, N), faster where they lie item by item.
+    """``scores.topk(k, dim=1)`` of scores (b, N), faster for small k where they lie item by item.
 
     FOLD items make a group: the k + 1 best are in the k + 1 groups with the best maxima, or among
     the few items that no group has. In rows with a tie torch itself decides which come first.
     """
     b, N = scores.shape
     groups = N // FOLD
-    if scores.stride(1) == 1 or k >= groups // 4:
+    if scores.stride(1) == 1 or k >= groups // 8:
         return scores.topk(k, dim=1)
     items = torch.arange(N, device=scores.device)
     grouped, rest = items[: groups * FOLD].view(FOLD, groups).T, items[groups * FOLD :]
@@ -137,6 +140,12 @@ def topk(scores, k):
     if len(tied):
         chosen[tied] = scores[tied].topk(k, dim=1).indices
     return best[:, :k], chosen
+
+
+def _refuse_unless_finite(scores):
+    """UserError for NaN and +inf; -inf is what is left out."""
+    if not (scores < torch.inf).all():
+        raise UserError("a score is not a finite number; the model's weights are damaged")
 
 
 def _scores_without(net, sequences, users, out):

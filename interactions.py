@@ -1,4 +1,4 @@
-"""Who did what, in order: reading a data set, its windows, and drawing unobserved items.
+"""Who did what, in order: reading a data set, and its windows.
 
 The vocabulary is Spotlight's (Interactions, to_sequence, SequenceInteractions). Users are
 numbered from 0 and items from 1, by first appearance in the training file; item 0 is padding.

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import load_weights
-from command_line import carry_out, get_args_parser, output_path, training_options
+from command_line import carry_out, output_path, shared_args_parser, training_options
 from evaluation import evaluate_ranking, mean_metrics, metrics_line
 from losses import pointwise_loss
 from recommend import TrainedModel
@@ -262,12 +262,16 @@ class Recommender:
             raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
 
 
+def get_args_parser():
+    return shared_args_parser(__doc__, d=100)
+
+
 def main(argv=None):
     def make(args, network, data, checkpoint):
         path = output_path(args, data)
         return Recommender(network, **training_options(args)), path
 
-    return carry_out(get_args_parser(__doc__, d=100), Recommender.script, argv, make)
+    return carry_out(get_args_parser(), Recommender.script, argv, make)
 
 
 if __name__ == "__main__":

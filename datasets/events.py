@@ -56,11 +56,13 @@ class Layout:
 
     columns: where user, item, time and rating stand, from 0 or by the header's name; time and
     rating may be None. header: whether line 1 names the columns. delimiter: between columns.
+    hint: ends the message where the first rows can't be read, without a header.
     """
 
     columns: tuple
     header: bool = False
     delimiter: str = "\t"
+    hint: str = ""
 
 
 def read_events(file, name, layout):
@@ -100,7 +102,7 @@ def read_events(file, name, layout):
                 dated = are_dates
             except (IndexError, ValueError):
                 fault = _first_fault(chunk, reader.line_num, places, dated)
-                hint = "" if layout.header or parts else "; --header skips a line 1 of names"
+                hint = "" if layout.header or parts else layout.hint
                 raise UserError(f"{name}, {fault}{hint}") from None
             coded = (
                 np.fromiter(map(number.__getitem__, column), np.int64, len(rows))
@@ -197,8 +199,8 @@ def open_source(path, member=None):
     if path.endswith(".zip"):
         try:
             archive = zipfile.ZipFile(path)
-            if member is None and len(archive.namelist()) != 1:
-                raise UserError(f"{path}: holds several files; unpack it and name one of them")
+            if member is None and (number := len(archive.namelist())) != 1:
+                raise UserError(f"{path}: holds {number} files; unpack it and name one of them")
             return archive.open(member or archive.namelist()[0])
         except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{path}: {error}") from None

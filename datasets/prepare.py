@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from events import Layout, in_time, k_core, open_source, read_events, unique_pairs
 
@@ -201,7 +202,10 @@ def prepare_csv(folder, args):
     by_tabs = source.removesuffix(".gz").endswith((".tsv", ".inter"))
     delimiter = args.delimiter or ("\t" if by_tabs else ",")
     layout = Layout(
-        tuple(columns), args.header or not all(numbered), delimiter.replace("\\t", "\t")
+        tuple(columns),
+        args.header or not all(numbered),
+        delimiter.replace("\\t", "\t"),
+        "; --header skips a line 1 of names",
     )
     shares = str(args.train), str(args.validation)
     if columns[0] == columns[1]:

@@ -121,7 +121,8 @@ def bare_adam(net, device):
 
 
 def bare_scoring(n, net, device):
-    """``n`` vectors times all items: the product of an evaluation or of the teacher's lists."""
+    """``n`` vectors times all items as one would write it: the size of an evaluation's product or
+    of the teacher's lists'. (``Caser.score_all`` takes it the other way round.)"""
     W2 = net.W2.weight.detach()
     x = torch.randn(min(n, 2048), W2.shape[1], device=device)
 

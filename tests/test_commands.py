@@ -17,7 +17,6 @@ from test_train import SMALL, assert_same_weights, records
 
 import distill_caser
 import train_caser
-from command_line import get_args_parser
 from train_caser import Recommender
 
 BAD_FLAGS = [
@@ -94,9 +93,7 @@ def test_a_missing_device_is_one_line(command, toy, flags):
 def test_help_explains_every_flag(command, script):
     status, out, _ = command(script.main, "--help")
     assert status == 0
-    distils = script is distill_caser
-    parser = distill_caser.get_distill_args_parser() if distils else get_args_parser("", 100)
-    for action in parser._actions:
+    for action in script.get_args_parser()._actions:
         assert action.help
         assert all(option in out for option in action.option_strings)
 

@@ -74,9 +74,48 @@ def test_equals_the_slow_version(tmp_path, monkeypatch, levels, block):
         )
 
 
+def test_targets_that_train_does_not_hold_take_no_memory(tmp_path, monkeypatch):
+    """Nor do comparisons, whatever a user has."""
+    sizes = []
+
+    def lt(scores, target, out):
+        sizes.append(out.numel())
+        return less(scores, target, out=out)
+
+    less = torch.lt
+    monkeypatch.setattr(torch, "lt", lt)
+    monkeypatch.setattr(evaluation, "CACHE", 100)
+    train = [(user, item) for user in range(30) for item in (user, 30)]
+    test = [(0, item) for item in range(10_000)] + [(user, 0) for user in range(1, 30)]
+    data = DataSet.load(
+        "toy", write_rows(tmp_path / "a", train), write_rows(tmp_path / "b", test), 2, 1
+    )
+    scores = torch.arange(30 * data.train.num_items).view(30, -1)
+    tables = []
+    full = np.full
+    monkeypatch.setattr(np, "full", lambda *given: tables.append(full(*given)) or tables[-1])
+    result = evaluate_ranking(ScoresByItem(scores), data.train, data.test)
+    assert max(sizes) <= 100
+    assert max(table.size for table in tables) <= 30 * data.train.num_items
+    assert result["recall@10"][0] == pytest.approx(10 / 10_000)
+
+
+def test_users_whose_targets_are_all_unknown_have_zeros(tmp_path):
+    assert one_user(tmp_path, [9, 9, 3, 2], [77, 78])["map"].tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_best_items_refuses_scores_that_are_not_finite(value):
+    scores = torch.zeros(2, 2000)
+    scores[1, 1234] = value
+    out = np.empty(0, np.int64), np.empty(0, np.int64)
+    with pytest.raises(UserError, match="finite"):
+        best_items(ScoresByItem(scores), np.zeros((2, 1), np.int64), np.arange(2), out, 3)
+
+
 @pytest.mark.parametrize("levels", [1, 3, 1000, 1 << 24])
 @pytest.mark.parametrize("num_items", [30, 1600, 1607])
-@pytest.mark.parametrize("k", [1, 10, 24, 25])
+@pytest.mark.parametrize("k", [1, 11, 12, 25])
 def test_best_items_are_torchs_with_ties_in_its_order(k, num_items, levels):
     generator = torch.Generator().manual_seed(levels)
     scores = torch.randint(levels, (7, num_items), generator=generator).float()

@@ -1,3 +1,4 @@
+import ast
 import json
 import signal
 import sys
@@ -184,6 +185,21 @@ def test_comments_and_docstrings_are_no_change_of_code(tmp_path, monkeypatch):
     assert study.code_version() == first
     (tmp_path / "caser.py").write_text('"""Other."""\ndef f():\n    """Text."""\n    return 2\n')
     assert study.code_version() != first
+
+
+def test_every_module_of_the_training_scripts_counts_as_code():
+    """But recommend.py, which no training or evaluation calls."""
+    found, left = set(), ["distill_caser"]
+    while left:
+        name = left.pop()
+        if name not in found and (study.ROOT / f"{name}.py").exists():
+            found.add(name)
+            for node in ast.walk(ast.parse((study.ROOT / f"{name}.py").read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    left.append(node.module)
+                elif isinstance(node, ast.Import):
+                    left += [alias.name for alias in node.names]
+    assert found - {"recommend"} == set(study.SOURCES)
 
 
 def test_figures_are_drawn_with_their_data(reproduce, tmp_path, monkeypatch):
