@@ -1,6 +1,6 @@
 """Distil a small Caser recommender from a large one through its top-K lists.
 
-python distill_caser.py --dataset ml-100k --d 20 --n_iter 60
+python distill_caser.py --dataset ml-100k --d 20
 """
 
 import json
