@@ -36,6 +36,8 @@ def draw(points, path, label, quantities, title):
                 drawn[wanted] = axes.plot(*zip(*xy, strict=True), f"C{number}", marker=marker)[0]
         axes.set(xlabel=label, ylabel=name)
         axes.grid(alpha=0.3)
+        if all(isinstance(x, int) for _, x, _ in points):
+            axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(drawn.values(), map(literal, drawn), loc="outside lower center", ncols=3)
     with atomic_write(path.with_suffix(".png")) as file:
         figure.savefig(file, dpi=150, format="png")
