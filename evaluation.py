@@ -48,11 +48,10 @@ def evaluate_ranking(net, train, test, ks=KS):
     users = users[np.searchsorted(num_known[users], 1) :]
     size = max(1, BLOCK // train.num_items)
     sequences = train.test_sequences.sequences
-    parts = [(users[:0], users[:0])] + [
-        _target_ranks(net, sequences[block], block, seen[block], known[block])
-        for block in np.split(users, range(size, len(users), size))
-        if len(block)
-    ]
+    parts = [(users[:0], users[:0])]  # of nobody, where no target can be ranked
+    for first in range(0, len(users), size):
+        block = users[first : first + size]
+        parts.append(_target_ranks(net, sequences[block], block, seen[block], known[block]))
     user, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((rank, user))
     users = np.flatnonzero(num_targets)

@@ -90,7 +90,7 @@ def every_seed(study, names):
             yield f"MAP of {row.title} by seed: {values}."
 
 
-@functools.cache  # the student alone is compared with every distilled row
+@functools.cache  # teacher and student alone are compared with every distilled row
 def average_precision(run):
     """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
     data = run.study.data()
