@@ -292,8 +292,10 @@ def get_args_parser():
     flag("--dynamic_samples", 100, int, "[1, 1e9]", "epsilon: items that estimate a rank",
          "--num_dynamic_samples")
     flag("--dynamic_start_epoch", 10, int, "[0, 1e9]", "last epoch without ranking discrepancy")
-    group.add_argument("--weights", default="hybrid", help="w of the distillation loss (Table 4)",
-                       choices=["hybrid", "position", "discrepancy", "uniform"])
+    group.add_argument("--weights", default="hybrid",
+                       choices=["hybrid", "position", "discrepancy", "uniform"],
+                       help="w of Table 4: w^a w^b, w^a, w^b / K or 1 / K; up to "
+                       "--dynamic_start_epoch the first is w^a and the third 1 / K")
     group.add_argument("--hybrid_weight", default="product", choices=["product", "normalized"],
                        help="w^a w^b as it is, as in the authors' code, or divided by its sum, as "
                        "in the paper")

@@ -28,6 +28,7 @@ from utils import Parser, UserError, numeric_flag, path_flag, run_command
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
 PAPERS_GOWALLA = {"users": 13_149, "items": 14_009, "rows": 535_650}
+RIVALS = ("caser-s", "caser-t")  # what every distilled row is tested against
 PAPERS_PARAMETERS = {"caser-t": "5.58M", "caser-rd": "2.79M"}  # Table 3
 
 
@@ -100,23 +101,31 @@ def average_precision(run):
 
 
 def paired_test(study, *rows):
-    """A line on whether users are served better by one row than by the other, of the seeds that
-    both have; none where there are none."""
+    """A line on whether one row serves users better than the other, of the seeds that both have;
+    none where there are none. Wilcoxon's test takes the trained models as given and users as
+    drawn at random, the t-test the other way round."""
     runs = [{run.seed: run for run in study.finals(row)} for row in rows]
     seeds = [seed for seed in runs[0] if seed in runs[1]]
     if not seeds:
         return []
-    first, second = (np.mean([average_precision(by_seed[s]) for s in seeds], 0) for by_seed in runs)
+    by_seed = np.array([[average_precision(of_row[s]) for s in seeds] for of_row in runs])
+    first, second = by_seed.mean(1)  # (users,) each
     if (first == second).all():
         return [f"{rows[0].title} and {rows[1].title} rank alike for every user."]
     p = scipy.stats.wilcoxon(first, second).pvalue
     up, down = (first > second).mean(), (first < second).mean()
-    return [
+    line = (
         f"{rows[0].title} against {rows[1].title}, average precision per user averaged over"
         f" {len(seeds)} seed(s), Wilcoxon's signed-rank test over {len(first)} users:"
         f" mean difference {(first - second).mean():+.4f}, better for {up:.0%}, worse for"
-        f" {down:.0%}, p = {p:.2g}."
-    ]
+        f" {down:.0%}, p = {p:.2g}"
+    )
+    if len(seeds) > 1:
+        first, second = by_seed.mean(2)  # (seeds,) each: MAP
+        differences = ", ".join(f"{difference:+.4f}" for difference in first - second)
+        p = scipy.stats.ttest_rel(first, second).pvalue
+        line += f"; by seed {differences}, paired t-test over seeds: p = {p:.2g}"
+    return [f"{line}."]
 
 
 @torch.inference_mode()
@@ -165,24 +174,40 @@ def table_3(study, names):
     return [*table(heads, lines), "", threads]
 
 
+def results(study, names, rivals):
+    """The metrics of some rows, each seed's, under what protocol and setting, and tests of the
+    distilled ones against the ``rivals``."""
+    rows = [ROWS[name] for name in names]
+    settings = {run.setting() for row in rows for run in study.finals(row)}
+    return [
+        *table_of_metrics(study, names),
+        "",
+        "Test split, all items ranked, the user's train items and padding out, nDCG as in the"
+        " paper; epochs chosen by MAP on the validation split with the first seed. p values are"
+        " not corrected for how many there are.",
+        *(f"Trained on {setting}." for setting in sorted(settings)),
+        *every_seed(study, names),
+        *(
+            line
+            for row in rows
+            if row.distilled
+            for rival in rivals
+            if rival != row.name
+            for line in paired_test(study, row, ROWS[rival])
+        ),
+    ]
+
+
 def report(study, number):
     """The Markdown lines of one table."""
     names = TABLES[number]
     title = "Readings" if number == "readings" else f"Table {number}"
-    protocol = (
-        "Test split, all items ranked, the user's train items and padding out, nDCG as in the"
-        " paper; epochs chosen by MAP on the validation split with the first seed."
-    )
     if number == "1":
         body = table_1(study)
     elif number == "3":
         body = table_3(study, names)
     else:
-        body = [*table_of_metrics(study, names), "", protocol, *every_seed(study, names)]
-        for row in (ROWS[name] for name in names):
-            if row.distilled:
-                body += paired_test(study, row, ROWS["caser-s"])
-                body += paired_test(study, row, ROWS["caser-t"])
+        body = results(study, names, RIVALS + ("caser-rd",) * (number == "4"))
     return [f"### {title}, {study.dataset}", "", *body, ""]
 
 
@@ -204,7 +229,12 @@ TRIO = ("caser-t", "caser-s", "caser-rd")
 FIGURES = {
     "d": ("d", (10, 20, 50, 100), TRIO, "dimension d of the student (the teacher has its own)"),
     "epochs": (None, (), TRIO, "epoch"),
-    "balance": ("teach_alpha", (0.1, 0.25, 0.5, 1, 2, 4, 9), ("caser-rd",), "balance alpha"),
+    "balance": (
+        "teach_alpha",
+        (0.1, 0.25, 0.5, 1, 2, 4, 9),
+        ("caser-rd",),
+        "balance a, the share of L^D",
+    ),
     "K": ("K", (1, 5, 10, 20, 50), ("caser-rd",), "length K of the teacher's list"),
     "instances": ("train_fraction", (0.2, 0.4, 0.6, 0.8, 1.0), TRIO, "share of training instances"),
 }
@@ -289,8 +319,9 @@ def main(argv=None):
             print(f"--table {number}: {', '.join(names) or 'statistics of the data set'}")
         for row in ROWS.values():
             print(f"--row {row.name}: {row.title}, by {shlex.join([row.script, *row.flags])}")
-        for name, (_, values, _, label) in FIGURES.items():
-            print(f"--figure {name}: MAP against {label} {values or ''}")
+        for name, (flag, values, _, label) in FIGURES.items():
+            points = f", by --{flag} {', '.join(map(str, values))}" if flag else ""
+            print(f"--figure {name}: MAP against {label}{points}")
         return 0
     if args.plot:
         path = Path(args.results_dir, "plot")
@@ -317,8 +348,9 @@ def main(argv=None):
         execute_all(runs)
     for number in tables:
         print("\n".join(report(study, number)))
-    if rows:
-        print("\n".join([*table_of_metrics(study, rows), *every_seed(study, rows)]))
+    for name in rows:
+        lines = results(study, [name], RIVALS)
+        print("\n".join([f"### {ROWS[name].title}, {study.dataset}", "", *lines, ""]))
     for name in figures:
         draw_figure(study, name)
     return 0

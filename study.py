@@ -76,7 +76,7 @@ TABLES = {
     "1": (),
     "2": ("caser-t", "caser-s", "caser-rd"),
     "3": ("caser-t", "caser-rd"),
-    "4": ("uniform", "position", "discrepancy", "caser-rd"),
+    "4": ("uniform", "position", "discrepancy", "caser-rd", "rd-normalized"),
     "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper"),
 }
 # d of teacher and student, the most epochs of each, and the flags that all rows share.
@@ -279,6 +279,13 @@ class Run:
     def result(self):
         """The test metrics of a finished run: {"map": ..., ...}."""
         return next(record for record in reversed(self.records()) if "map" in record)
+
+    def setting(self):
+        """The device and the versions that a finished run had, in words."""
+        with open(records_path(self.checkpoint), encoding="utf-8") as file:
+            header = json.loads(file.readline())
+        parts = [f"{name} {version}" for name, version in header["versions"].items()]
+        return f"{header['device']} with {', '.join(parts)}"
 
     def _set_aside(self):
         """Rename what another code, data or command left in the folder."""

@@ -1,7 +1,9 @@
 import ast
+import itertools
 import json
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,7 +54,8 @@ def reproduce(tmp_path, monkeypatch, command):
 def test_table_2_from_nothing_then_nothing_is_run_again(reproduce, tmp_path):
     status, out, err, ran = reproduce()
     assert (status, err) == (0, [])
-    # Searches for T, S and RD, and the three rows themselves; T's search teaches RD's, since ...
+    # Searches for T, S and RD, and the three rows themselves. The search of T goes on for as many
+    # epochs as it chooses, so it teaches the search of RD.
     search = json.loads(
         (tmp_path / "results/toy/caser-t-validation-search-seed=1234/finished.json").read_text()
     )
@@ -70,8 +73,84 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce, tmp_path):
     assert "not run" in report
 
 
+class Finished:
+    """Two rows' runs, without files: a seed's metrics and each user's average precision."""
+
+    def __init__(self, seed, values, average_precision=None):
+        self.seed = seed
+        self.values = values
+        self.average_precision = average_precision
+
+    def result(self):
+        return dict(zip(study.METRICS, self.values, strict=True))
+
+    def epochs(self):
+        return 30
+
+    def setting(self):
+        return "cpu with torch 2"
+
+
+def test_the_numbers_of_a_report(monkeypatch):
+    """Each under its head, in means and deviations, and tests the right way round."""
+    first = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    second = [0.3, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]
+    better = {1234: np.array([0.5, 0.7, 0.6, 0.2]), 1: np.array([0.5, 0.9, 0.9, 0.2])}
+    worse = {1234: np.array([0.4, 0.4, 0.2, 0.3]), 2: np.array([1.0, 1, 1, 1]),
+             1: np.array([0.4, 0.6, 0.4, 0.3])}  # fmt: skip
+    runs = {
+        "caser-rd": [Finished(1234, first, better[1234]), Finished(1, second, better[1])],
+        "caser-s": [Finished(seed, first, values) for seed, values in worse.items()],
+        "uniform": [],
+    }
+    monkeypatch.setattr(reproduce_tables, "average_precision", lambda run: run.average_precision)
+    done = SimpleNamespace(dataset="toy", finals=lambda row: runs[row.name])
+    lines = reproduce_tables.results(done, ["uniform", "caser-rd"], ["caser-s", "caser-rd"])
+    assert lines[0] == "|  | epochs | seeds | P@3 | P@5 | P@10 | nDCG@3 | nDCG@5 | nDCG@10 | MAP |"
+    assert lines[2] == "| w = 1/K |  | 0 |" + " not run |" * 7
+    assert lines[3] == (
+        "| Caser-RD | 30 | 2 | 0.2000 ± 0.1414 | 0.2000 ± 0.0000 | 0.3000 ± 0.0000"
+        " | 0.4000 ± 0.0000 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 | 0.8000 ± 0.1414 |"
+    )
+    assert "Test split, all items ranked" in lines[5]
+    assert lines[6:-1] == [
+        "Trained on cpu with torch 2.",
+        "MAP of Caser-RD by seed: 1234: 0.7000, 1: 0.9000.",
+    ]
+    assert "against Caser-S" in lines[-1]
+    assert "averaged over 2 seed(s)" in lines[-1]
+    assert "mean difference +0.1875, better for 75%, worse for 25%, p = " in lines[-1]
+    assert "by seed +0.1750, +0.2000, paired t-test" in lines[-1]
+
+
+def test_the_p_values_of_a_report(monkeypatch):
+    """Against the textbook: all sign patterns of the ranks; Student's t of the differences."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 3, 9))
+    difference = (first - second).mean(0)
+    ranks = np.abs(difference).argsort().argsort() + 1
+    sums = [ranks @ signs for signs in itertools.product((0, 1), repeat=9)]
+    observed = ranks @ (difference > 0)
+    tail = min(np.mean(np.less_equal(sums, observed)), np.mean(np.greater_equal(sums, observed)))
+    by_seed = (first - second).mean(1)
+    t = by_seed.mean() / (by_seed.std(ddof=1) / 3**0.5)
+    p = 1 - abs(t) / (2 + t**2) ** 0.5  # two-sided, two degrees of freedom
+    runs = {
+        "caser-rd": [Finished(seed, (), values) for seed, values in enumerate(first)],
+        "caser-s": [Finished(seed, (), values) for seed, values in enumerate(second)],
+    }
+    monkeypatch.setattr(reproduce_tables, "average_precision", lambda run: run.average_precision)
+    done = SimpleNamespace(finals=lambda row: runs[row.name])
+    (line,) = reproduce_tables.paired_test(done, study.ROWS["caser-rd"], study.ROWS["caser-s"])
+    assert f"p = {min(1, 2 * tail):.2g};" in line
+    assert f"p = {p:.2g}." in line
+
+
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce, tmp_path):
-    _, _, _, ran = reproduce("--row", "caser-s")
+    _, out, _, ran = reproduce("--row", "caser-s")
+    assert "### Caser-S, toy" in out
+    assert "Test split, all items ranked" in out
+    assert "Trained on cpu with python" in out
     search, final = ran
     assert "validation" in search
     assert "test" in final
@@ -222,7 +301,7 @@ def test_figures_are_drawn_with_their_data(reproduce, tmp_path, monkeypatch):
 def test_list_and_unknown_names(reproduce):
     status, out, _, _ = reproduce("--list")
     assert status == 0
-    for word in ("--table 4", "--row rd-paper", "--figure balance"):
+    for word in ("--table 4", "--row rd-paper", "--figure balance", "--teach_alpha 0.1, 0.25"):
         assert word in out
     for flags in (["--table", "9"], ["--row", "x"], ["--figure", "x"], ["--seeds", 0]):
         status, _, err, _ = reproduce(*flags)
