@@ -21,7 +21,7 @@ import numpy as np
 from checkpoint import records_path
 from evaluation import KS
 from interactions import DataSet, find_files
-from utils import UserError, atomic_write, fingerprint, versions
+from utils import UserError, atomic_write, fingerprint
 
 ROOT = Path(__file__).resolve().parent
 METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
@@ -281,11 +281,11 @@ class Run:
         return next(record for record in reversed(self.records()) if "map" in record)
 
     def setting(self):
-        """The device and the versions that a finished run had, in words."""
+        """Device, threads and versions that a finished run had last, in words."""
         with open(records_path(self.checkpoint), encoding="utf-8") as file:
             header = json.loads(file.readline())
-        parts = [f"{name} {version}" for name, version in header["versions"].items()]
-        return f"{header['device']} with {', '.join(parts)}"
+        software = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
+        return f"{header['device']} ({header['threads']} threads) with {software}"
 
     def _set_aside(self):
         """Rename what another code, data or command left in the folder."""
@@ -314,9 +314,7 @@ class Run:
             sys.exit(status)  # the command has said why
         with atomic_write(self.folder / "finished.json", "w") as file:
             seconds = time.perf_counter() - started
-            json.dump(
-                {"identity": self.identity(), "seconds": seconds, "versions": versions()}, file
-            )
+            json.dump({"identity": self.identity(), "seconds": seconds}, file)
 
 
 def run_to_its_end(command, stdout):

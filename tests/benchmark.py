@@ -91,7 +91,7 @@ def step(model):
 
 
 class LayerByLayer(Caser):
-    """Caser by torch's own layers, arranged as in the authors' code: the step to compare with."""
+    """Caser written plainly with torch's own layers: the step to compare with."""
 
     def represent(self, sequences, users):
         E = self.item_embeddings(sequences)[:, None]
@@ -107,7 +107,7 @@ class LayerByLayer(Caser):
 
 
 def layer_by_layer(train, device):
-    """A Recommender of that network and of an optimizer by torch's defaults, as the authors'."""
+    """A Recommender of that network and of an Adam by torch's defaults."""
     model = Recommender(partial(LayerByLayer, d=100), device=device)
     model.prepare(train)
     model.optimizer = torch.optim.Adam(model.net.parameters(), weight_decay=model.l2)

@@ -324,7 +324,7 @@ def test_no_progress_bar_in_a_pipe(toy, tmp_path):
     assert "\r" not in out
 
 
-def test_the_default_data_set_is_prepared_on_first_use(tmp_path, monkeypatch):
+def test_a_default_data_set_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
     """The scripts call datasets/prepare.py, whose one line and exit status they hand on."""
     monkeypatch.setenv("PIP_INDEX_URL", "http://localhost:9/")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
