@@ -5,11 +5,12 @@ Letters, here and everywhere: B batch, L window, T targets, d dimension, N items
 K length of the teacher's list, S dynamic samples.
 """
 
+import functools
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from utils import chosen_products
 
 ACTIVATIONS = {
     "iden": nn.Identity,
@@ -163,3 +164,37 @@ def dropout(x, p, training):
     dropped = min(round(p * (1 << 16)), (1 << 16) - 1)
     keep = bits >= dropped - (1 << 15)
     return x * (keep * (1 / (1 - dropped / (1 << 16))))
+
+
+def chosen_products(x, table, rows):
+    """Dot products (B, n) of x (B, q) with the rows (B, n) int64 of a table (N, q).
+
+    Where no gradient is needed, on a CPU, they are taken as a sampled matrix product, which
+    copies no rows (torch has it for n <= N); else as a multiply and a sum.
+    """
+    copy = torch.is_grad_enabled() or x.device.type != "cpu" or rows.shape[1] > len(table)
+    if copy or not _has_sampled_product():
+        return (F.embedding(rows, table) * x[:, None, :]).sum(2)
+    return _sampled_product(x, table, rows)
+
+
+def _sampled_product(x, table, rows):
+    B, n = rows.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
+        pattern = torch.sparse_csr_tensor(
+            torch.arange(0, B * n + 1, n), rows.flatten(), x.new_zeros(B * n), (B, len(table)),
+            check_invariants=False,
+        )  # fmt: skip
+    return torch.sparse.sampled_addmm(pattern, x, table.T).values().view(B, n)
+
+
+@functools.cache
+def _has_sampled_product():
+    """Whether this build of torch can do it, which not every one can."""
+    try:
+        x, table = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+        found = _sampled_product(x, table, torch.tensor([[2, 0, 2], [1, 1, 0]]))
+        return found.tolist() == [[5, 1, 5], [4, 4, 2]]
+    except RuntimeError:
+        return False

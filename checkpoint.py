@@ -56,6 +56,10 @@ def _verified(checkpoint):
         if not all(isinstance(value, str | int | float | None) for value in values.values()):
             raise ValueError("it holds more than plain values")
 
+    for name in ("dataset", "split", "train_root", "test_root"):
+        if not isinstance(config.get(name), str | None):
+            raise ValueError(f"its {name} is no text")
+
     weights = {name: value.detach() for name, value in checkpoint["state_dict"].items()}
     for value in weights.values():
         if value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous():

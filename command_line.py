@@ -17,7 +17,9 @@ from utils import (
     Parser,
     UserError,
     boolean,
+    first_free,
     in_range,
+    load_tensors,
     numeric_flag,
     path_flag,
     pick_device,
@@ -149,6 +151,11 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
     names = vars(args).keys() - OWN_FLAGS
     if given & {"train_root", "test_root"}:
         names -= {"dataset", "split"}
+    elif settings.get("train_root") and given & DATA_FLAGS == {"split"}:
+        raise UserError(
+            f"--split {args.split}: {args.checkpoint} was trained on {settings['train_root']}; name"
+            " the files by --train_root and --test_root"
+        )
     if given & DATA_FLAGS:
         names -= {"train_root", "test_root"}
     for name in (settings.keys() & given & names) - FREE_FLAGS:
@@ -207,11 +214,39 @@ def output_path(args, data, suffix=""):
     return path
 
 
+def keep_other_run(path, args, data):
+    """Give the checkpoint at ``path`` and its records a second name, where there is one that is
+    not of the same flags and data, so that saving does not destroy it."""
+    if not path.exists():
+        return
+
+    def origin(config, identity):
+        return {name: config[name] for name in config.keys() - OWN_FLAGS}, identity
+
+    try:
+        old = load_tensors(path)
+        if origin(old["config"], old["data"]) == origin(vars(args), data.identity):
+            return
+    except (UserError, LookupError, TypeError, AttributeError):
+        pass  # not this project's, or damaged: not to be destroyed either
+    stem = str(path).removesuffix(".pth.tar")
+    kept = first_free(lambda number: Path(f"{stem}.old{number}.pth.tar"))
+    for name, second in ((path, kept), (records_path(path), records_path(kept))):
+        if name.exists():
+            try:
+                os.link(os.path.realpath(name), second)
+            except OSError:  # a file system without links
+                os.replace(name, second)
+    print(f"note: {path} is of other flags or data; it is kept as {kept}")
+
+
 def run(model, path, args, data, checkpoint):
     """Train ``model`` as the flags say, saving as it goes; return the exit status."""
     set_seed(args.seed)
     model.prepare(data.train)
-    if checkpoint:
+    if not checkpoint:
+        keep_other_run(path, args, data)
+    else:
         print_notes(data.check(checkpoint, args.allow_other_data))
         if checkpoint.get("data", data.identity).get("test") != data.identity["test"]:
             print(f"note: {data.test.path}: not the rows that earlier epochs were evaluated on")

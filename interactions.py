@@ -177,7 +177,8 @@ class Interactions:
             if divided:
                 raise UserError(
                     f"{self.path}, line {first + 1}: {_quoted(lines[0])} looks like a csv file;"
-                    " separate the columns by spaces or tabs"
+                    " separate the columns by spaces or tabs, or, where these are ids, add a third"
+                    " column of ratings"
                 )
 
     def _is_header(self, lines, first):
@@ -377,7 +378,7 @@ def find_files(dataset, split, train_root=None, test_root=None):
                 raise UserError(f"{folder}: no such data set; see datasets/README.md")
             prepare = Path(__file__).with_name("datasets") / "prepare.py"
             command = [sys.executable, prepare, name, "--output_dir", folder.parent]
-            if status := subprocess.run(command).returncode:
+            if status := subprocess.run(command, stdout=2).returncode:  # 2: stderr
                 sys.exit(status)  # it has said why
         paths = (str(folder / split / f"{part}.txt") for part in ("train", "test"))
     return name + "-validation" * (split == "validation"), *paths

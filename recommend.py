@@ -10,12 +10,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from string import whitespace  # what divides a data set's columns: ids may end in other spaces
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import read_checkpoint, restore_network
+from checkpoint import read_checkpoint, records_path, restore_network
 from evaluation import BLOCK, best_items, stored
 from interactions import PADDING, SPLITS, Interactions, find_files
 from utils import (
@@ -55,13 +56,14 @@ class TrainedModel:
             str(checkpoint.get("data", {}).get(f"{kind}_ids")).split("\n")
             for kind in ("user", "item")
         )
-        if (len(users), len(items) + 1) != (checkpoint["num_users"], checkpoint["num_items"]):
+        self.user_map = {name: number for number, name in enumerate(users)}
+        self.item_map = {name: number for number, name in enumerate(items, PADDING + 1)}
+        sizes = len(self.user_map), len(self.item_map) + 1
+        if sizes != (checkpoint["num_users"], checkpoint["num_items"]):
             raise UserError(
                 f"{path}: does not tell the ids of its users and items; recommend by a checkpoint"
                 " that this project's scripts have trained"
             )
-        self.user_map = {name: number for number, name in enumerate(users)}
-        self.item_map = {name: number for number, name in enumerate(items, PADDING + 1)}
         self.net = restore_network(checkpoint)
         embeddings = self.net.user_embeddings.weight.detach()
         embeddings = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
@@ -84,7 +86,7 @@ class TrainedModel:
             raise UserError("sequences: a list of lists of item ids, users: a list of ids")
         if len(users) != len(sequences):
             raise UserError(f"{len(users)} users for {len(sequences)} sequences; give one for each")
-        if not isinstance(top, int) or top < 1:
+        if not isinstance(top, int) or isinstance(top, bool) or top < 1:
             raise UserError(f"top={top!r}: how many items? Give a whole number from 1 on")
         ids = [None, *self.item_map]
         return [
@@ -179,7 +181,7 @@ def one_history(args, model):
     user = args.users
     if user and user not in model.user_map and ("," in user or os.path.isfile(user)):
         raise UserError(f"--users {user}: --sequence has one user; name one, or use --history")
-    items = [item.strip() for item in args.sequence.split(",") if item.strip()]
+    items = [item for name in args.sequence.split(",") if (item := name.strip(whitespace))]
     if not items:
         raise UserError("--sequence: names no item; give one or more, the oldest first")
     return {user: items}
@@ -192,11 +194,12 @@ def chosen_users(text, model):
     elif os.path.isfile(text):
         with open(text, encoding="utf-8-sig") as file:
             try:
-                lines = [(f"{text}, line {n}", line.strip()) for n, line in enumerate(file, 1)]
+                names = [line.strip(whitespace) for line in file]
             except UnicodeDecodeError:
                 raise UserError(f"{text}: not UTF-8; save the file as UTF-8") from None
+        lines = [(f"{text}, line {number}", name) for number, name in enumerate(names, 1)]
     else:
-        lines = [("--users", name.strip()) for name in text.split(",")]
+        lines = [("--users", name.strip(whitespace)) for name in text.split(",")]
     wanted = [(place, name) for place, name in lines if name]
     if not wanted:
         raise UserError(f"--users {text}: names nobody; give ids, or leave the flag out for all")
@@ -297,6 +300,9 @@ def open_output(path, columns):
     """Something to ``write`` rows to: the file ``path`` in the format of its ending, which appears
     whole or not at all; standard output, as TSV, where ``path`` is None."""
     ending = Path(path).suffix.lower() if path else ".tsv"
+    if not path:
+        with contextlib.suppress(AttributeError):  # a stand-in
+            sys.stdout.reconfigure(encoding="utf-8")  # as files are, in any locale
     binary = ending == ".parquet"
     whole = atomic_write(path, "wb" if binary else "w") if path else contextlib.nullcontext()
     with whole as file:
@@ -318,10 +324,10 @@ def check_output(path):
 
 
 def refuse_to_replace(output, *inputs):
-    """UserError where the file ``output`` (None for none) is one of those that are read."""
+    """UserError where the file ``output`` (None for none) is one of the ``inputs``."""
     for name in filter(None, inputs if output else ()):
         if os.path.exists(output) and os.path.exists(name) and os.path.samefile(output, name):
-            raise UserError(f"--output {output}: would replace what is read; name another file")
+            raise UserError(f"--output {output}: would replace what is read or belongs to it")
 
 
 # -------------------------------------------------------------------------- command line
@@ -355,8 +361,8 @@ def training_rows(model, args):
     if args.train_root or args.dataset:
         root, dataset = args.train_root, args.dataset
     else:
-        root, dataset = saved.get("train_root"), saved.get("dataset", "")
-    _, train_path, _ = find_files(dataset, args.split or saved.get("split", "test"), root)
+        root, dataset = saved.get("train_root"), saved.get("dataset") or ""
+    _, train_path, _ = find_files(dataset, args.split or saved.get("split") or "test", root)
     refuse_to_replace(args.output, train_path)
     train = Interactions(train_path)
     say(train.notes)
@@ -386,7 +392,8 @@ def main(argv=None):
         raise UserError("give --dataset and --split, or --train_root, not both")
     if args.output:
         check_output(args.output)
-    refuse_to_replace(args.output, args.checkpoint, args.history, args.users)
+    records = records_path(args.checkpoint)
+    refuse_to_replace(args.output, args.checkpoint, records, args.history, args.users)
     model = TrainedModel(args.checkpoint, args.device)
     top = args.top
     if top > len(model.item_map):

@@ -8,7 +8,6 @@ training rows for as many, and the test rows are read once.
 import ast
 import glob
 import hashlib
-import itertools
 import json
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 from checkpoint import records_path
 from evaluation import KS
 from interactions import DataSet, find_files
-from utils import UserError, atomic_write, fingerprint
+from utils import UserError, atomic_write, fingerprint, first_free
 
 ROOT = Path(__file__).resolve().parent
 METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
@@ -272,9 +271,18 @@ class Run:
         return done is not None and done.get("identity") == self.identity()
 
     def records(self):
-        """One dict per epoch, without the header before them."""
-        lines = records_path(self.checkpoint).read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines[1:]]
+        """What a finished run has recorded: a header, and a dict per epoch."""
+        path = records_path(self.checkpoint)
+        try:
+            records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            if not any("map" in record for record in records):
+                raise ValueError
+        except (OSError, ValueError, TypeError):
+            raise UserError(
+                f"{path}: the records of a finished run are damaged; delete {self.folder} to run"
+                " it again"
+            ) from None
+        return records
 
     def result(self):
         """The test metrics of a finished run: {"map": ..., ...}."""
@@ -282,17 +290,14 @@ class Run:
 
     def setting(self):
         """Device, threads and versions that a finished run had last, in words."""
-        with open(records_path(self.checkpoint), encoding="utf-8") as file:
-            header = json.loads(file.readline())
+        header = self.records()[0]
         software = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
         return f"{header['device']} ({header['threads']} threads) with {software}"
 
     def _set_aside(self):
         """Rename what another code, data or command left in the folder."""
         if self.folder.exists():
-            numbers = itertools.count(1)
-            places = (self.folder.with_name(f"{self.name}.old{n}") for n in numbers)
-            aside = next(place for place in places if not place.exists())
+            aside = first_free(lambda number: self.folder.with_name(f"{self.name}.old{number}"))
             self.folder.rename(aside)
             print(f"{self.folder}: from other code, data or flags; kept as {aside.name}")
 
@@ -332,9 +337,10 @@ def run_to_its_end(command, stdout):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def execute_all(runs):

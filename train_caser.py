@@ -98,7 +98,8 @@ class Recommender:
 
         test: Interactions to evaluate on after every ``eval_every`` epochs and the last one.
         save: called without arguments after every ``save_every`` epochs (default: each
-        evaluation), after the last one, and on Ctrl-C or SIGTERM after the running step.
+        evaluation), after the last one, and on Ctrl-C, SIGTERM or SIGHUP after the running
+            step.
         log: called with every finished epoch's record, a dict of numbers.
 
         Returns the signal number that stopped it, or None. Raises UserError, naming epoch and
@@ -120,7 +121,12 @@ class Recommender:
                 self.records.append(record)
                 if save and (last or (epoch % save_every == 0 if save_every else evaluated)):
                     save()
-                print(self._log_line(record), flush=True)
+                try:
+                    print(self._log_line(record), flush=True)
+                except BrokenPipeError:  # whoever read it has left, as `head` does
+                    if save:
+                        save()
+                    raise
                 if log:
                     log(record)
             return stop.signal_number
@@ -257,7 +263,7 @@ class Recommender:
                     raise ValueError(f"it stands at step {self.step} of {batches}")
                 self._losses = torch.zeros(batches, 2, device=self.device)
                 self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
 

@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import functools
 import glob
 import hashlib
 import importlib.util
+import itertools
 import os
 import pickle
 import platform
@@ -27,6 +27,8 @@ class UserError(Exception):
 
 def run_command(main):
     """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2."""
+    if sys.stdout is None:  # closed, as by >&-
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # none there, or a stand-in
             stream.reconfigure(errors="backslashreplace")
@@ -174,8 +176,8 @@ def versions():
 def atomic_write(path, mode="wb"):
     """Open a file that appears at ``path`` whole, when the block ends, or not at all."""
     path = Path(os.path.realpath(path))  # replace what a link points at, not the link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    temporary = _temporary(path, os.getpid())
+    for left in path.parent.glob(_temporary(glob.escape(path.name), "*").name):
         if not _is_running(left.name.split(".")[-2]):  # of a process that was killed
             left.unlink(missing_ok=True)
     try:
@@ -190,6 +192,12 @@ def atomic_write(path, mode="wb"):
             error.filename = str(path)
         raise
     sync_folder(path.parent)
+
+
+def _temporary(path, pid):
+    """Where process ``pid`` of this machine writes what is to become ``path``."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{platform.node()}.{pid}.tmp")
 
 
 def _is_running(pid):
@@ -217,13 +225,18 @@ def require_writable(path):
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise UserError(f"{path}: is a folder, and a file is to be written there; remove it")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    probe = _temporary(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from None
+
+
+def first_free(path_of):
+    """The first of the paths path_of(1), path_of(2), ... at which there is nothing."""
+    return next(path for path in map(path_of, itertools.count(1)) if not path.exists())
 
 
 def load_tensors(path):
@@ -383,55 +396,22 @@ def tensorboard_log(folder, first_epoch):
         yield log
 
 
-# ------------------------------------------------------------------------------- products
-
-
-def chosen_products(x, table, rows):
-    """Dot products (B, n) of x (B, q) with the rows (B, n) int64 of a table (N, q).
-
-    Where no gradient is needed, on a CPU, they are taken as a sampled matrix product, which
-    copies no rows (torch has it for n <= N); else as a multiply and a sum.
-    """
-    copy = torch.is_grad_enabled() or x.device.type != "cpu" or rows.shape[1] > len(table)
-    if copy or not _has_sampled_product():
-        return (torch.nn.functional.embedding(rows, table) * x[:, None, :]).sum(2)
-    return _sampled_product(x, table, rows)
-
-
-def _sampled_product(x, table, rows):
-    B, n = rows.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its CSR tensors a beta
-        pattern = torch.sparse_csr_tensor(
-            torch.arange(0, B * n + 1, n), rows.flatten(), x.new_zeros(B * n), (B, len(table)),
-            check_invariants=False,
-        )  # fmt: skip
-    return torch.sparse.sampled_addmm(pattern, x, table.T).values().view(B, n)
-
-
-@functools.cache
-def _has_sampled_product():
-    """Whether this build of torch can do it, which not every one can."""
-    try:
-        x, table = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-        found = _sampled_product(x, table, torch.tensor([[2, 0, 2], [1, 1, 0]]))
-        return found.tolist() == [[5, 1, 5], [4, 4, 2]]
-    except RuntimeError:
-        return False
-
-
 # -------------------------------------------------------------------------------- signals
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM inside a ``with`` block into ``signal_number``; the block itself
-    decides when to stop. A second signal does what it always does."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP, unless that is ignored (nohup), inside a ``with`` block
+    into ``signal_number``; the block itself decides when to stop. A second signal does what it
+    always does."""
 
     def __enter__(self):
         self.signal_number = None
         self._handlers = {}
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+            hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+            if hangup and signal.getsignal(hangup) == signal.SIG_IGN:
+                hangup = None
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, hangup)):
                 self._handlers[number] = signal.signal(number, self._receive)
         return self
 

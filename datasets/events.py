@@ -4,12 +4,14 @@ import csv
 import gzip
 import io
 import itertools
+import lzma
 import math
 import zipfile
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -94,7 +96,7 @@ def read_events(file, name, layout):
                 )
                 if not (all(user) and all(item)) or not (_are_ids(user) and _are_ids(item)):
                     raise ValueError
-                if any(not math.isfinite(float(value)) for value in set(rating)):
+                if not all(map(_is_rating, set(rating))):
                     raise ValueError
                 seconds, are_dates = _times(time)
                 if dated not in (None, are_dates):
@@ -114,7 +116,7 @@ def read_events(file, name, layout):
         raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from None
     except csv.Error as error:
         raise UserError(f"{name}, line {reader.line_num}: {error}") from None
-    except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{name}: damaged ({error})") from None
     if not parts:
         raise UserError(f"{name}: no rows in it")
@@ -138,9 +140,18 @@ def _places(names, layout, name):
 
 
 def _are_ids(names):
-    """Whether no name holds white space or a NUL, which a data set's files can't."""
+    """Whether no name holds what a data set's files can't: white space, a NUL, or the mark that
+    begins some UTF-8 files, which stands elsewhere where such files were joined."""
     text = "".join(names)
-    return len(text.split(None, 1)) == 1 and "\0" not in text
+    return len(text.split(None, 1)) == 1 and "\0" not in text and "\ufeff" not in text
+
+
+def _is_rating(text):
+    """Whether it is a finite number in ASCII digits."""
+    try:
+        return text.isascii() and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _times(column):
@@ -176,11 +187,8 @@ def _first_fault(chunk, last_line, places, dated):
         except IndexError:
             return f"{where} has {len(row)} column(s); more are needed"
         if not (user and item and _are_ids([user, item])):
-            return f"{where}: a user or item is empty or holds white space or a NUL"
-        try:
-            if not math.isfinite(float(rating)):
-                raise ValueError
-        except ValueError:
+            return f"{where}: a user or item is empty or holds white space, a NUL or a BOM"
+        if not _is_rating(rating):
             return f"{where}: {rating[:30]!r} is no rating"
         try:
             _, is_date = _times([time])
@@ -195,16 +203,17 @@ def _first_fault(chunk, last_line, places, dated):
 def open_source(path, member=None):
     """Open a plain or .gz file, or the ``member`` of a .zip (default: its only one), for reading
     bytes."""
-    path = str(path)
-    if path.endswith(".zip"):
+    ending = Path(path).suffix.lower()
+    if ending == ".zip":
         try:
             archive = zipfile.ZipFile(path)
-            if member is None and (number := len(archive.namelist())) != 1:
-                raise UserError(f"{path}: holds {number} files; unpack it and name one of them")
-            return archive.open(member or archive.namelist()[0])
+            files = [name for name in archive.namelist() if not name.endswith("/")]
+            if member is None and len(files) != 1:
+                raise UserError(f"{path}: holds {len(files)} files; unpack it and name one of them")
+            return archive.open(member or files[0])
         except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{path}: {error}") from None
-    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
+    return gzip.open(path) if ending == ".gz" else open(path, "rb")
 
 
 # ------------------------------------------------------------------------------- choosing

@@ -84,7 +84,14 @@ def write_splits(folder, events, cut=split_points):
             with atomic_write(path, "w") as file:
                 for rows in np.array_split(np.flatnonzero(chosen), len(events) // WRITTEN + 1):
                     file.writelines(_lines(events, rows))
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            print(f"{folder}: meanwhile another run has prepared it")
+            return
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -199,7 +206,7 @@ def prepare_csv(folder, args):
     columns = [int(c) - 1 if c and n else c for c, n in zip(columns, numbered, strict=True)]
     if -1 in columns:
         raise UserError("--user, --item, --time, --rating: columns are numbered from 1")
-    by_tabs = source.removesuffix(".gz").endswith((".tsv", ".inter"))
+    by_tabs = source.lower().removesuffix(".gz").endswith((".tsv", ".inter"))
     delimiter = args.delimiter or ("\t" if by_tabs else ",")
     layout = Layout(
         tuple(columns),

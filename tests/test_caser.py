@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import caser
-from caser import ACTIVATIONS, Caser, dropout
+from caser import ACTIVATIONS, Caser, chosen_products, dropout
 
 
 def make(L=5, d=6, nv=2, nh=3, **options):
@@ -89,3 +89,16 @@ def test_dropout_drops_a_share_and_keeps_the_mean(p):
 
 def test_dropout_of_nearly_everything_is_finite():
     assert dropout(torch.ones(100, 100), 0.9999999, training=True).isfinite().all()
+
+
+@pytest.mark.parametrize(("B", "n"), [(1, 1), (1, 7), (9, 1), (9, 40)])
+def test_chosen_products_with_and_without_a_gradient(monkeypatch, B, n):
+    torch.manual_seed(0)
+    x, table = torch.randn(B, 6), torch.randn(11, 6)
+    rows = torch.randint(0, 11, (B, n))  # more than 11 of them repeat some
+    expected = torch.einsum("bq,bnq->bn", x, table[rows])
+    assert torch.allclose(chosen_products(x, table, rows), expected, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(chosen_products(x, table, rows), expected, atol=1e-6)
+        monkeypatch.setattr(caser, "_has_sampled_product", lambda: False)
+        assert torch.allclose(chosen_products(x, table, rows), expected, atol=1e-6)

@@ -143,6 +143,16 @@ def test_one_root_alone_does_not_mix_with_a_checkpoints_other(command, toy, tmp_
     assert "give both" in err[0]
 
 
+def test_a_split_of_files_that_were_named_is_refused(command, toy, tmp_path):
+    """It once took the default data set for them."""
+    flags = [*toy.flags, *SMALL, "--n_iter", 1, "--output_dir", tmp_path]
+    assert command(train_caser.main, *flags)[0] == 0
+    path = tmp_path / "toy-caser-dim=6.pth.tar"
+    status, _, err = command(train_caser.main, "--checkpoint", path, "--split", "validation")
+    assert (status, len(err)) == (2, 1)
+    assert "--split validation" in err[0]
+
+
 def test_an_odd_terminal_still_gets_its_note(toy, tmp_path):
     toy.test.write_text(toy.test.read_text() + "é i1 1\n")
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -315,6 +325,23 @@ def test_terminated_it_saves_says_how_to_go_on_and_ends_with_the_same_bytes(toy,
     finish(script, *again, cwd=tmp_path)
     name = "toy-caser-dim=4-rd.pth.tar"
     assert_same_weights(tmp_path / "whole" / name, tmp_path / "checkpoints" / name)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
+def test_a_closed_terminal_or_pipe_loses_nothing(toy, tmp_path):
+    flags = [*toy.flags, *SMALL, "--batch_size", 1, "--n_iter", 1000, "--eval_every", 1000]
+    for leave, status in ((lambda p: p.send_signal(signal.SIGHUP), 129),
+                          (lambda p: p.stdout.close(), 1)):  # fmt: skip
+        folder = tmp_path / str(status)
+        folder.mkdir()
+        process = start("train_caser.py", *flags, cwd=folder)
+        while not process.stdout.readline().startswith("Epoch 1"):
+            pass
+        leave(process)
+        assert process.wait(60) == status
+        assert process.stderr.read() == ""
+        saved = torch.load(folder / "checkpoints/toy-caser-dim=6.pth.tar", weights_only=True)
+        assert saved["epoch_num"] >= 1
 
 
 def test_no_progress_bar_in_a_pipe(toy, tmp_path):

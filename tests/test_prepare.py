@@ -1,6 +1,7 @@
 import gzip
 import io
 import math
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -249,6 +250,8 @@ BY_NAME = ["--user", "u", "--item", "i", "--time", "t"]
      (CSV + 'a,"b\n",5\na,b,x\n', BY_NAME, "line 604: 'a b x': 'x' is no time"),
      (CSV + "a,c\0,3\n", BY_NAME, "line 602"),
      (CSV.encode() + b"a,\xe9,3\n", BY_NAME, "line 602: not UTF-8"),
+     (CSV + "\ufeffa,b,3\n", BY_NAME, "line 602"),
+     ("u,i,t,r\na,b,1,\u0665\n", [*BY_NAME, "--rating", "r"], "'\u0665' is no rating"),
      (CSV, ["--user", "uid", *BY_NAME[2:]], "mine.csv, line 1: no column 'uid'"),
      (CSV, ["--user", "1", "--item", "2", "--time", "3"], "--header"),
      (CSV, [*BY_NAME[:2], "--item", "u", *BY_NAME[4:]], "same column"),
@@ -277,13 +280,53 @@ def test_blank_lines_are_no_fault(tmp_path, command):
 
 
 def test_a_zip_of_one_file_is_read(tmp_path, command):
-    for names, wanted in ((["r.csv"], 0), (["r.csv", "s.csv"], 2)):
+    for names, wanted in ((["r.csv"], 0), (["r.csv", "s.csv"], 2), (["r/", "r/r.csv"], 0)):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
             for name in names:
                 archive.writestr(name, CSV)
         status, _, err = command(prepare.main, "csv", "--source", tmp_path / "mine.zip",
                                  "--output_dir", tmp_path / "out", *BY_NAME)  # fmt: skip
         assert (status, len(err)) == (wanted, wanted // 2)
+
+
+def test_a_damaged_lzma_zip_is_one_line(tmp_path, command):
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("r.csv", CSV)
+    data = bytearray((tmp_path / "mine.zip").read_bytes())
+    data[60:70] = bytes(10)
+    (tmp_path / "mine.zip").write_bytes(data)
+    status, _, err = command(prepare.main, "csv", "--source", tmp_path / "mine.zip",
+                             "--output_dir", tmp_path / "out", *BY_NAME)  # fmt: skip
+    assert (status, len(err)) == (2, 1)
+    assert "mine.zip: damaged" in err[0]
+
+
+def test_endings_in_capitals(tmp_path, command):
+    with gzip.open(tmp_path / "MINE.TSV.GZ", "wt") as file:
+        file.write(CSV.replace(",", "\t"))
+    status, out, _ = command(prepare.main, "csv", "--source", tmp_path / "MINE.TSV.GZ",
+                             "--output_dir", tmp_path / "out", *BY_NAME)  # fmt: skip
+    assert status == 0
+    assert "600 rows" in out
+
+
+def test_two_runs_at_once_prepare_once(tmp_path, command, monkeypatch):
+    real = prepare.os.rename
+
+    def second(temporary, folder):
+        real(temporary, folder)
+        temporary.mkdir()
+        (temporary / "file").touch()
+        real(temporary, folder)
+
+    monkeypatch.setattr(prepare.os, "rename", second)
+    (tmp_path / "u.data").write_text(as_udata(made_up_ratings()))
+    words = ["ml-100k", "--source", tmp_path / "u.data", "--output_dir", tmp_path / "out"]
+    status, out, err = command(prepare.main, *words)
+    assert (status, err) == (0, [])
+    assert "meanwhile" in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ml-100k"]
 
 
 @pytest.mark.parametrize("keep", ["first", "last"])

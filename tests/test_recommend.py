@@ -2,16 +2,20 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tree, write_rows
 
+import interactions
 import recommend
 import train_caser
 from interactions import Interactions
@@ -199,7 +203,9 @@ def test_what_is_read_is_never_replaced(command, toy, tmp_path, trained):
     ids.write_text("u1\n")
     train = toy.train.rename(toy.train.with_suffix(".tsv"))
     before = tree(tmp_path)
-    for flag, path in (("--history", history), ("--users", ids), ("--train_root", train)):
+    records = trained.with_name("toy-caser-dim=6.jsonl")
+    for flag, path in (("--history", history), ("--users", ids), ("--train_root", train),
+                       ("--sequence", records)):  # fmt: skip
         flags = ["--checkpoint", trained, flag, path, "--output", path]
         status, _, err = command(recommend.main, *flags)
         assert (status, len(err)) == (2, 1)
@@ -237,10 +243,79 @@ def test_odd_arguments_of_the_call(trained):
         (([["i1"]], ["u1", "u2"]), "2 users"),
         (([["i1"]], None, 0), "top=0"),
         (([["i1"]], None, 2.5), "top=2.5"),
+        (([["i1"]], None, True), "top=True"),
         (([["i1"], ["strange"]],), "sequence 1"),
     ):
         with pytest.raises(UserError, match=word):
             model.recommend(*arguments)
+
+
+@pytest.mark.parametrize("ids", [["u1"] * 12, None], ids=["repeated", "missing"])
+def test_a_checkpoint_that_does_not_tell_its_ids_is_refused(command, trained, ids):
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["data"]["user_ids"] = "\n".join(ids) if ids else None
+    torch.save(checkpoint, trained)
+    status, _, err = command(recommend.main, "--checkpoint", trained, "--sequence", "i1")
+    assert (status, len(err)) == (2, 1)
+    assert "does not tell the ids" in err[0]
+
+
+@pytest.mark.parametrize("name", ["dataset", "split", "train_root"])
+def test_a_checkpoint_with_odd_flags_is_refused(command, trained, name):
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["config"][name] = 5
+    torch.save(checkpoint, trained)
+    status, _, err = command(recommend.main, "--checkpoint", trained)
+    assert (status, len(err)) == (2, 1)
+    assert f"its {name} is no text" in err[0]
+
+
+def test_ids_are_written_as_they_were_in_any_locale(tmp_path, command):
+    """Standard output had escapes once; a space that divides no columns was stripped."""
+    pairs = [(user, item) for user in range(6) for item in range(user, user + 9)]
+    rows = [(f"用户{user}\u00a0", f"é{item}\u3000") for user, item in pairs]
+    train = write_rows(tmp_path / "toy" / "test" / "train.txt", rows)
+    flags = ["--train_root", train, "--test_root", train, "--output_dir", tmp_path]
+    assert command(train_caser.main, *flags, *SMALL)[0] == 0
+    (tmp_path / "who").write_text("用户1\u00a0\n")
+    path = tmp_path / "toy-caser-dim=6.pth.tar"
+    words = ["--checkpoint", path, "--top", 1, "--users", tmp_path / "who"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "recommend.py", *map(str, words)], capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=True,
+    )  # fmt: skip
+    user, item, *_ = done.stdout.decode().splitlines()[1].split("\t")
+    assert user == "用户1\u00a0"
+    assert item in {name for _, name in rows}
+    assert command(recommend.main, *words[:4], "--sequence", "é1\u3000,é2\u3000")[0] == 0
+
+
+def test_nothing_but_rows_is_on_standard_output(tmp_path, command, monkeypatch):
+    """A data set that is prepared on the way says so elsewhere."""
+    rows = [(user, item) for user in (0, 1) for item in range(user, user + 9)]
+    train = write_rows(tmp_path / "ml-100k" / "test" / "train.txt", rows)
+    flags = ["--train_root", train, "--test_root", train, "--output_dir", tmp_path]
+    assert command(train_caser.main, *flags, *SMALL)[0] == 0
+    monkeypatch.chdir(tmp_path)
+
+    def prepare(words, stdout):
+        assert stdout == 2
+        (tmp_path / "ml-100k").rename(tmp_path / "datasets" / "ml-100k")
+        return SimpleNamespace(returncode=0)
+
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.setattr(interactions.subprocess, "run", prepare)
+    words = ["--checkpoint", tmp_path / "ml-100k-caser-dim=6.pth.tar", "--dataset", "ml-100k"]
+    status, out, err = command(recommend.main, *words, "--top", 1)
+    assert (status, err) == (0, [])
+    assert len(out.splitlines()) == 3
+
+
+def test_standard_output_that_is_closed(trained, tmp_path):
+    words = ["recommend.py", "--checkpoint", trained, "--sequence", "i1"]
+    words = shlex.join([sys.executable, str(ROOT / words[0]), *map(str, words[1:])])
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_other_rows_than_the_trained_are_refused(command, toy, trained):

@@ -244,6 +244,18 @@ def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, change
     assert set(before.values()) <= set(after.values())  # nothing is lost
 
 
+@pytest.mark.parametrize("content", ["", "{}\n", '{"epoch": 1}\n{"epo', "[1]\n"])
+def test_damaged_records_of_a_finished_run_are_one_line(reproduce, tmp_path, content):
+    reproduce("--row", "caser-s")
+    path = tmp_path / "results/toy/caser-s-test-seed=1234/toy-caser-dim=4.jsonl"
+    path.write_text(content)
+    status, _, err, _ = reproduce("--report")
+    assert (status, len(err)) == (2, 1)
+    assert str(path.relative_to(tmp_path)) in err[0]
+    path.with_name("finished.json").write_text("[]")
+    assert reproduce("--report")[0] == 0
+
+
 def test_an_interrupted_run_is_resumed(reproduce, tmp_path, monkeypatch):
     reproduce("--row", "caser-s")
     folder = tmp_path / "results" / "toy" / "caser-s-test-seed=1234"

@@ -11,6 +11,7 @@ from conftest import tree, write_rows
 import command_line
 import train_caser
 from caser import Caser
+from checkpoint import records_path
 from evaluation import evaluate_ranking
 from interactions import DataSet
 from losses import pointwise_loss
@@ -119,6 +120,23 @@ def test_a_new_run_replaces_the_old_one_at_its_first_save(command, toy, tmp_path
     header, *rows = records(tmp_path / "out" / "toy-caser-dim=6.jsonl")
     assert header["seed"] == 5
     assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_what_a_new_run_replaces_is_kept_where_it_was_another(command, toy, tmp_path):
+    """A finished model was once lost to a run of other flags that was stopped in epoch 1."""
+    for _ in range(2):
+        train(command, toy, tmp_path, "--n_iter", 2)
+    before = tree(tmp_path / "out")
+    assert len(before) == 2  # the same again keeps nothing
+    out = train(command, toy, tmp_path, "--n_iter", 1, "--seed", 5)
+    kept = tmp_path / "out" / "toy-caser-dim=6.old1.pth.tar"
+    assert f"kept as {kept}" in out
+    assert set(before.values()) < set(tree(tmp_path / "out").values())
+    assert records(records_path(kept))[0]["seed"] == 1234
+    assert torch.load(kept, weights_only=True)["epoch_num"] == 2
+    toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
+    train(command, toy, tmp_path, "--n_iter", 1, "--seed", 5)
+    assert len(tree(tmp_path / "out")) == 3 * len(before)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +404,9 @@ def test_restoring_needs_an_optimizer_that_fits(toy):
     state = model.state() | {"path": "file"}
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
     with pytest.raises(UserError, match="moment"):
+        model.restore(state)
+    state["optimizer"]["param_groups"] = []
+    with pytest.raises(UserError, match="resumed"):
         model.restore(state)
 
 
