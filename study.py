@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint import records_path
+from distill_caser import check_K, get_args_parser
 from evaluation import KS
 from interactions import DataSet, find_files
 from utils import UserError, atomic_write, fingerprint, first_free
@@ -121,15 +122,15 @@ class Study:
                 split: [fingerprint_file(path) for path in find_files(args.dataset, split)[1:]]
                 for split in ("validation", "test")
             }
-        self._dataset = None
+        self._data = {}
 
-    def data(self):
-        """The DataSet of the test split."""
-        if self._dataset is None:
+    def data(self, split="test"):
+        """The DataSet of a split."""
+        if split not in self._data:
             flags = dict(zip(*[iter(self.settings["flags"])] * 2, strict=True))
             L, T = int(flags.get("--L", 5)), int(flags.get("--T", 1))
-            self._dataset = DataSet.load(*find_files(self.dataset, "test"), L, T)
-        return self._dataset
+            self._data[split] = DataSet.load(*find_files(self.dataset, split), L, T)
+        return self._data[split]
 
     def runs(self, row, teaches=False):
         """Every Run that the row needs, in an order in which they can be done."""
@@ -241,6 +242,15 @@ class Run:
         words += [] if self.final else ["--eval_every", str(self.study.eval_every)]
         return [*words, *self.study.settings["flags"], *self.row.flags]
 
+    def check(self):
+        """UserError where no teacher of the data could give the run its lists."""
+        if self.row.distilled:
+            args = get_args_parser().parse_args(list(self.row.flags))
+            try:
+                check_K(args.K, self.study.data(self.split).train, args.teacher_exclude)
+            except UserError as error:
+                raise UserError(f"{self.name} can't be run: {error}") from None
+
     def paths(self):
         """The flags that say where it reads and writes."""
         words = ["--output_dir", str(self.folder)]
@@ -346,6 +356,8 @@ def _read_json(path):
 def execute_all(runs):
     """Do the runs that are not finished, telling what runs, what is left and about how long."""
     left = [run for run in dict.fromkeys(runs) if not run.finished()]
+    for run in left:
+        run.check()
     seconds = epochs_done = 0  # of the runs done here, to guess how long the rest takes
     for place, run in enumerate(left):
         if run.finished():  # its search, finished meanwhile, stands for it

@@ -256,6 +256,12 @@ def test_damaged_records_of_a_finished_run_are_one_line(reproduce, tmp_path, con
     assert reproduce("--report")[0] == 0
 
 
+def test_lists_that_cannot_be_filled_are_refused_before_a_teacher_is_trained(reproduce, tmp_path):
+    status, _, err, ran = reproduce("--figure", "K")
+    assert (status, len(err), ran) == (2, 1, [])
+    assert "caser-rd-K=50-validation-search-seed=1234 can't be run: --K 50" in err[0]
+
+
 def test_an_interrupted_run_is_resumed(reproduce, tmp_path, monkeypatch):
     reproduce("--row", "caser-s")
     folder = tmp_path / "results" / "toy" / "caser-s-test-seed=1234"
