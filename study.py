@@ -285,9 +285,9 @@ class Run:
         path = records_path(self.checkpoint)
         try:
             records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            if not any("map" in record for record in records):
+            if "versions" not in records[0] or not any("map" in record for record in records):
                 raise ValueError
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             raise UserError(
                 f"{path}: the records of a finished run are damaged; delete {self.folder} to run"
                 " it again"

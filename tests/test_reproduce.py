@@ -244,7 +244,7 @@ def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, change
     assert set(before.values()) <= set(after.values())  # nothing is lost
 
 
-@pytest.mark.parametrize("content", ["", "{}\n", '{"epoch": 1}\n{"epo', "[1]\n"])
+@pytest.mark.parametrize("content", ["", "{}\n", '{"map": 1}\n', '{"epoch": 1}\n{"epo', "[1]\n"])
 def test_damaged_records_of_a_finished_run_are_one_line(reproduce, tmp_path, content):
     reproduce("--row", "caser-s")
     path = tmp_path / "results/toy/caser-s-test-seed=1234/toy-caser-dim=4.jsonl"
