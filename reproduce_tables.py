@@ -240,13 +240,11 @@ FIGURES = {
 }
 
 
-def figure_runs(study, name):
-    """The Runs that a figure needs."""
+def figure_rows(name):
+    """The rows whose runs a figure needs."""
     flag, values, names, _ = FIGURES[name]
     rows = [ROWS[n] for n in names]
-    if flag:
-        rows = [varied(row, flag, value) for value in values for row in rows]
-    return [run for row in rows for run in study.runs(row)]
+    return [varied(row, flag, value) for value in values for row in rows] if flag else rows
 
 
 def figure_points(study, name):
@@ -270,9 +268,14 @@ def draw_figure(study, name):
     points = list(figure_points(study, name))
     if not points:
         raise UserError(f"--figure {name}: none of its runs is finished")
-    split = "validation" if name == "epochs" else "test"
+    if name == "epochs":
+        source = "validation split, 1 seed"
+    else:
+        seeds = {len(study.finals(row)) for row in figure_rows(name)} - {0}
+        most = f" to {max(seeds)}" if len(seeds) > 1 else ""
+        source = f"test split, mean of {min(seeds)}{most} seed(s)"
     label = FIGURES[name][3]
-    title = f"MAP against {label}\n{study.dataset}, {split} split"
+    title = f"MAP against {label}\n{study.dataset}, {source}"
     draw(points, study.folder / "figures" / name, label, ["MAP"], title)
 
 
@@ -336,7 +339,7 @@ def main(argv=None):
         tables = ["2"]
     runs = [run for name in rows for run in study.runs(ROWS[name])]
     runs += [run for number in tables for name in TABLES[number] for run in study.runs(ROWS[name])]
-    runs += [run for name in figures for run in figure_runs(study, name)]
+    runs += [run for name in figures for row in figure_rows(name) for run in study.runs(row)]
     if args.dry_run:
         for run in dict.fromkeys(runs):
             state = "  # finished" if run.finished() else ""

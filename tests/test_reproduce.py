@@ -315,6 +315,15 @@ def test_figures_are_drawn_with_their_data(reproduce, tmp_path, monkeypatch):
     status, _, _, ran = reproduce("--figure", "K")
     assert (status, len(ran)) == (0, 4)
     assert len((folder / "K.csv").read_text().splitlines()) == 3
+    titles = []
+    monkeypatch.setattr(reproduce_tables, "draw", lambda *arguments: titles.append(arguments[-1]))
+    monkeypatch.setitem(reproduce_tables.FIGURES, "K", (flag, (2,), names, label))
+    reproduce("--figure", "K", "--seeds", 2)
+    monkeypatch.setitem(reproduce_tables.FIGURES, "K", (flag, (2, 3), names, label))
+    reproduce("--figure", "K")
+    assert [title.partition("split, ")[2] for title in titles] == [
+        "mean of 2 seed(s)", "mean of 1 to 2 seed(s)"
+    ]  # fmt: skip
 
 
 def test_list_and_unknown_names(reproduce):
