@@ -302,7 +302,7 @@ class Run:
         """Device, threads and versions that a finished run had last, in words."""
         header = self.records()[0]
         software = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
-        return f"{header['device']} ({header['threads']} threads) with {software}"
+        return f"{header['device']} ({header['threads']} thread(s)) with {software}"
 
     def _set_aside(self):
         """Rename what another code, data or command left in the folder."""

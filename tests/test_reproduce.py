@@ -151,7 +151,7 @@ def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce, 
     _, out, _, ran = reproduce("--row", "caser-s")
     assert "### Caser-S, toy" in out
     assert "Test split, all items ranked" in out
-    assert re.search(r"Trained on cpu \(\d+ threads\) with python 3", out)
+    assert re.search(r"Trained on cpu \(\d+ thread\(s\)\) with python 3", out)
     search, final = ran
     assert "validation" in search
     assert "test" in final
