@@ -327,7 +327,7 @@ def refuse_to_replace(output, *inputs):
     """UserError where the file ``output`` (None for none) is one of the ``inputs``."""
     for name in filter(None, inputs if output else ()):
         if os.path.exists(output) and os.path.exists(name) and os.path.samefile(output, name):
-            raise UserError(f"--output {output}: would replace what is read or belongs to it")
+            raise UserError(f"--output {output}: is of the model or the data; name another file")
 
 
 # -------------------------------------------------------------------------- command line

@@ -127,9 +127,8 @@ class Study:
     def data(self, split="test"):
         """The DataSet of a split."""
         if split not in self._data:
-            flags = dict(zip(*[iter(self.settings["flags"])] * 2, strict=True))
-            L, T = int(flags.get("--L", 5)), int(flags.get("--T", 1))
-            self._data[split] = DataSet.load(*find_files(self.dataset, split), L, T)
+            args = get_args_parser().parse_args(list(self.settings["flags"]))
+            self._data[split] = DataSet.load(*find_files(self.dataset, split), args.L, args.T)
         return self._data[split]
 
     def runs(self, row, teaches=False):

@@ -98,8 +98,7 @@ class Recommender:
 
         test: Interactions to evaluate on after every ``eval_every`` epochs and the last one.
         save: called without arguments after every ``save_every`` epochs (default: each
-        evaluation), after the last one, and on Ctrl-C, SIGTERM or SIGHUP after the running
-            step.
+        evaluation), after the last one, and on Ctrl-C, SIGTERM or SIGHUP after the running step.
         log: called with every finished epoch's record, a dict of numbers.
 
         Returns the signal number that stopped it, or None. Raises UserError, naming epoch and

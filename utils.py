@@ -407,11 +407,11 @@ class StopRequest:
     def __enter__(self):
         self.signal_number = None
         self._handlers = {}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)  # which Windows has not
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-            if hangup and signal.getsignal(hangup) == signal.SIG_IGN:
-                hangup = None
-            for number in filter(None, (signal.SIGINT, signal.SIGTERM, hangup)):
+            for number in numbers:
                 self._handlers[number] = signal.signal(number, self._receive)
         return self
 

@@ -89,12 +89,10 @@ def write_splits(folder, events, cut=split_points):
         except OSError:
             if not folder.is_dir():
                 raise
-            shutil.rmtree(temporary, ignore_errors=True)
             print(f"{folder}: meanwhile another run has prepared it")
             return
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # nothing is there once it is renamed
     sync_folder(folder.parent)
     print("prepared {}: {} users, {} items, {} rows".format(folder, *events.counts()))
 

@@ -312,9 +312,9 @@ def test_nothing_but_rows_is_on_standard_output(tmp_path, command, monkeypatch):
 
 
 def test_standard_output_that_is_closed(trained, tmp_path):
-    words = ["recommend.py", "--checkpoint", trained, "--sequence", "i1"]
-    words = shlex.join([sys.executable, str(ROOT / words[0]), *map(str, words[1:])])
-    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, cwd=tmp_path)
+    words = [sys.executable, ROOT / "recommend.py", "--checkpoint", trained, "--sequence", "i1"]
+    line = f"{shlex.join(map(str, words))} >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
 
 

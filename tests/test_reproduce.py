@@ -75,7 +75,7 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce, tmp_path):
 
 
 class Finished:
-    """Two rows' runs, without files: a seed's metrics and each user's average precision."""
+    """A run without files: a seed's metrics and each user's average precision."""
 
     def __init__(self, seed, values, average_precision=None):
         self.seed = seed
