@@ -6,6 +6,7 @@ training rows for as many, and the test rows are read once.
 """
 
 import ast
+import contextlib
 import glob
 import hashlib
 import json
@@ -17,11 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import records_path
+from checkpoint import read_checkpoint, records_path
 from distill_caser import check_K, get_args_parser
 from evaluation import KS
 from interactions import DataSet, find_files
 from utils import UserError, atomic_write, fingerprint, first_free
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where two studies at once are not kept apart
+    fcntl = None
 
 ROOT = Path(__file__).resolve().parent
 METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
@@ -118,11 +124,24 @@ class Study:
         self.folder = Path(args.results_dir, args.dataset)
         self.key = {"code": code_version(), "data": None}
         if not look or Path("datasets", args.dataset).is_dir():
-            self.key["data"] = {
-                split: [fingerprint_file(path) for path in find_files(args.dataset, split)[1:]]
-                for split in ("validation", "test")
-            }
+            self.key = self._present_key()
         self._data = {}
+
+    def _present_key(self):
+        """What ties results to the code and to the data, as both are on disk now."""
+        files = {split: find_files(self.dataset, split)[1:] for split in ("validation", "test")}
+        data = {split: [fingerprint_file(path) for path in files[split]] for split in files}
+        return {"code": code_version(), "data": data}
+
+    def check_unchanged(self):
+        """UserError where code or data are no longer what this study began with."""
+        present = self._present_key()
+        for what in self.key:
+            if present[what] != self.key[what]:
+                raise UserError(
+                    f"the {what} changed while the study of {self.dataset} ran; what was trained"
+                    " meanwhile does not count: run the same command again"
+                )
 
     def data(self, split="test"):
         """The DataSet of a split."""
@@ -269,8 +288,11 @@ class Run:
         return self.folder / f"{name}-caser-dim={self.d}{suffix}.pth.tar"
 
     def identity(self):
-        """What makes a result this run's: flags, code, data, and the teacher's own identity."""
-        teacher = self.teacher.identity() if self.row.distilled else None
+        """What makes a result this run's: flags, code, data, and which teacher it had."""
+        teacher = None
+        if self.row.distilled:
+            done = _read_json(self.teacher.folder / "finished.json") or {}
+            teacher = self.teacher.identity() | {"weights": done.get("weights")}
         return {"run": [self.row.script, *self.flags()], "teacher": teacher} | self.study.key
 
     def finished(self):
@@ -310,31 +332,74 @@ class Run:
             self.folder.rename(aside)
             print(f"{self.folder}: from other code, data or flags; kept as {aside.name}")
 
+    def _last_epoch(self):
+        """The last epoch in the records, of a run that need not be finished; 0 without any."""
+        try:
+            lines = records_path(self.checkpoint).read_text("utf-8").splitlines()
+            return json.loads(lines[-1]).get("epoch", 0)
+        except (OSError, ValueError, LookupError, AttributeError):
+            return 0
+
     def execute(self):
-        """Start the run, or resume it where an interrupted one of the same identity lies."""
+        """Start the run, or resume it where an interrupted one of the same identity lies, or wait
+        for another process that is at it. Returns the number of epochs trained here."""
+        self.study.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.study.folder / f".{self.name}.lock", self.name) as lock:
+            return 0 if self.finished() else self._execute(lock)
+
+    def _execute(self, lock):
+        self.study.check_unchanged()
         begun = _read_json(self.folder / "begun.json")
         if begun != self.identity():
             self._set_aside()
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir()
             with atomic_write(self.folder / "begun.json", "w") as file:
                 json.dump(self.identity(), file)
-        words = self.command()
+        words, before = self.command(), self._last_epoch()
         if self.checkpoint.exists():
             words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths()]
         started = time.perf_counter()
         with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
-            status = run_to_its_end([sys.executable, ROOT / words[0], *words[1:]], log)
+            status = run_to_its_end([sys.executable, ROOT / words[0], *words[1:]], log, lock)
+        if status < 0:
+            raise UserError(
+                f"{self.name}: killed by signal {-status} (9: often for lack of memory); the same"
+                " command goes on with it"
+            )
         if status:
             sys.exit(status)  # the command has said why
+        self.study.check_unchanged()
+        weights = read_checkpoint(self.checkpoint)["state_dict"].values()
+        done = {
+            "identity": self.identity(),
+            "weights": fingerprint(*(value.numpy() for value in weights)),
+            "seconds": time.perf_counter() - started,
+        }
         with atomic_write(self.folder / "finished.json", "w") as file:
-            seconds = time.perf_counter() - started
-            json.dump({"identity": self.identity(), "seconds": seconds}, file)
+            json.dump(done, file)
+        return self._last_epoch() - before
 
 
-def run_to_its_end(command, stdout):
+@contextlib.contextmanager
+def locked(path, what):
+    """Keep other processes out of ``what`` inside a ``with`` block, after waiting for one that is
+    there. Gives the descriptors that a child has to inherit to go on keeping them out."""
+    if fcntl is None:
+        yield ()
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{what}: another process is at it; waiting for that", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield (file.fileno(),)
+
+
+def run_to_its_end(command, stdout, descriptors=()):
     """Run a command and return its exit status; where this process is stopped meanwhile, the
     command is asked to stop as well, and gets the time to save."""
-    process = subprocess.Popen(command, stdout=stdout)
+    process = subprocess.Popen(command, stdout=stdout, pass_fds=descriptors)
     try:
         return process.wait()
     except BaseException as reason:
@@ -367,6 +432,6 @@ def execute_all(runs):
             guess = f", about {rest * seconds / epochs_done / 60:.0f} min left"
         print(f"[{place + 1}/{len(left)}] {run.name}: {run.epochs()} epochs{guess}", flush=True)
         started = time.perf_counter()
-        run.execute()
-        seconds += time.perf_counter() - started
-        epochs_done += run.epochs()
+        if trained := run.execute():
+            seconds += time.perf_counter() - started
+            epochs_done += trained

@@ -35,6 +35,12 @@ WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
 WHEEL_FILE = "recbole/dataset_example/ml-100k/ml-100k.inter"
 SNAP = "https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz"
 PAPERS_GOWALLA = (13_149, 14_009, 535_650)  # users, items, unique pairs
+# What the right originals give: users, items, rows.
+COUNTS = {
+    "ml-100k": (943, 1_349, 99_287),
+    "ml-1m": (6_040, 3_416, 999_611),
+    "gowalla-tail": (6_677, 13_779, 120_083),
+}
 WRITTEN = 1 << 16  # rows whose lines are made together
 
 
@@ -154,6 +160,7 @@ def prepare_ml_100k(folder, args):
     layout = Layout((0, 1, 3, 2), header=b"user_id:" in data[:20])
     events = left(k_core(read_events(io.BytesIO(data), name, layout), 5), name)
     write_splits(folder, in_time(events))
+    check_counts("ml-100k", events, name)
 
 
 def prepare_ml_1m(folder, args):
@@ -161,7 +168,9 @@ def prepare_ml_1m(folder, args):
     source = needed(args, "ratings.dat or ml-1m.zip, from grouplens.org/datasets/movielens/1m")
     with open_source(source, "ml-1m/ratings.dat") as file:
         events = read_events(file, source, Layout((0, 1, 3, 2), delimiter="::"))
-    write_splits(folder, in_time(left(k_core(events, 5), source)))
+    events = left(k_core(events, 5), source)
+    write_splits(folder, in_time(events))
+    check_counts("ml-1m", events, source)
 
 
 def prepare_gowalla(folder, args):
@@ -174,6 +183,13 @@ def prepare_gowalla(folder, args):
     events = left(k_core(unique_pairs(events, args.keep), 15), source)
     write_splits(folder, in_time(events))
     compare_with_paper(events.counts())
+
+
+def check_counts(name, events, source):
+    """Say so where ``source`` was not the original that the name promises."""
+    if events.counts() != COUNTS[name]:
+        expected = "{:,} users, {:,} items, {:,} rows".format(*COUNTS[name])
+        print(f"{source}: not the original, of which {name} has {expected}; results differ too")
 
 
 def compare_with_paper(counts):
@@ -192,6 +208,7 @@ def prepare_gowalla_tail(folder, args):
     events = read_events(io.BytesIO(data), f"{source}/{{validation,test}}/test.txt", layout)
     events = events.take(np.flatnonzero(np.bincount(events.user)[events.user] >= 8))
     write_splits(folder, in_time(left(events, source)), rounded_split_points)
+    check_counts("gowalla-tail", events, source)
 
 
 def prepare_csv(folder, args):

@@ -1,11 +1,13 @@
 import gzip
 import io
 import math
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -406,6 +408,47 @@ def test_gowalla_tail_by_hand(tmp_path, command):
     assert parts["validation/test.txt"] == a[10:12] + c[6:6]
     assert parts["test/train.txt"] == a[:12] + c[:6]
     assert parts["test/test.txt"] == a[12:] + c[6:]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GOWALLA_TAIL"), reason="GOWALLA_TAIL names no folder gowalla-tail"
+)
+def test_gowalla_tail_comes_out_as_it_is_published(tmp_path, command):
+    """From its own rows, cut as the authors' two files cut them: somewhere in a user's tail."""
+    wanted = Path(os.environ["GOWALLA_TAIL"])
+    rows = {}
+    for part in ("train", "test"):
+        for line in (wanted / "test" / f"{part}.txt").read_text().splitlines(keepends=True):
+            rows.setdefault(line.split()[0], []).append(line)
+    for part, cut in (("validation", slice(0, 3)), ("test", slice(3, None))):
+        (tmp_path / "authors" / part).mkdir(parents=True)
+        lines = [line for tail in rows.values() for line in tail[cut]]
+        (tmp_path / "authors" / part / "test.txt").write_text("".join(lines))
+    flags = ["--source", tmp_path / "authors", "--output_dir", tmp_path]
+    status, out, _ = command(prepare.main, "gowalla-tail", *flags)
+    assert status == 0
+    assert "not the original" not in out
+    for path in wanted.rglob("*.txt"):
+        ours, theirs = {}, {}
+        for file, found in ((tmp_path / "gowalla-tail" / path.relative_to(wanted), ours),
+                            (path, theirs)):  # fmt: skip
+            for line in file.read_text().splitlines():
+                user, item, *_ = line.split()
+                found.setdefault(user, []).append(item)
+        assert ours == theirs
+
+
+def test_another_original_than_the_name_promises_is_told(tmp_path, command, monkeypatch):
+    rows = made_up_ratings()
+    (tmp_path / "u.data").write_text(as_udata(rows))
+    core = slow_core(rows, 5)
+    right = len({row[0] for row in core}), len({row[1] for row in core}), len(core)
+    for place, (counts, told) in enumerate(((right, False), ((1, 2, 3), True))):
+        monkeypatch.setitem(prepare.COUNTS, "ml-100k", counts)
+        flags = ["--source", tmp_path / "u.data", "--output_dir", tmp_path / str(place)]
+        status, out, _ = command(prepare.main, "ml-100k", *flags)
+        assert status == 0
+        assert ("u.data: not the original" in out) == told
 
 
 def test_ml_1m_from_its_zip(tmp_path, command):

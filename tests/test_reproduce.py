@@ -2,7 +2,9 @@ import ast
 import itertools
 import json
 import re
+import shutil
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -36,7 +38,7 @@ def reproduce(tmp_path, monkeypatch, command):
     monkeypatch.setitem(study.SETTINGS, "toy", settings)
     ran = []
 
-    def run(words, stdout):
+    def run(words, stdout, descriptors):
         ran.append(words[2:])
         return SCRIPTS[words[1].name](list(map(str, words[2:])))
 
@@ -55,6 +57,7 @@ def reproduce(tmp_path, monkeypatch, command):
 def test_table_2_from_nothing_then_nothing_is_run_again(reproduce, tmp_path):
     status, out, err, ran = reproduce()
     assert (status, err) == (0, [])
+    assert "| toy | 10 | 25 | 120 |" in reproduce("--table", "1")[1]
     # Searches for T, S and RD, and the three rows themselves. The search of T goes on for as many
     # epochs as it chooses, so it teaches the search of RD.
     search = json.loads(
@@ -244,6 +247,102 @@ def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, change
     assert set(before.values()) <= set(after.values())  # nothing is lost
 
 
+def test_a_student_of_another_teacher_is_not_reported(reproduce, tmp_path):
+    """Flags, code and data may agree and the weights not: another number of threads, say."""
+    reproduce("--row", "caser-rd")
+    teacher = tmp_path / "results/toy/caser-t-test-seed=1234"
+    shutil.rmtree(teacher)
+    assert "not run" in reproduce("--report", "--row", "caser-rd")[1]
+    assert len(reproduce("--row", "caser-rd")[3]) == 1  # the same teacher comes back
+    assert "not run" not in reproduce("--report", "--row", "caser-rd")[1]
+    done = json.loads((teacher / "finished.json").read_text())
+    (teacher / "finished.json").write_text(json.dumps(done | {"weights": "another's"}))
+    assert "not run" in reproduce("--report", "--row", "caser-rd")[1]
+    _, out, _, ran = reproduce("--row", "caser-rd")
+    assert len(ran) == 1
+    assert "kept as caser-rd-test-seed=1234.old1" in out
+
+
+@pytest.mark.parametrize("change", ["code", "data"])
+def test_a_change_while_a_run_goes_on_is_no_result(reproduce, tmp_path, monkeypatch, change):
+    train = train_caser.main
+
+    def change_meanwhile(words):
+        status = train(words)
+        if change == "code":
+            monkeypatch.setattr(study, "code_version", lambda: "another")
+        else:
+            path = tmp_path / "datasets" / "toy" / "validation" / "train.txt"
+            path.write_text(path.read_text() + "0 1 1\n")
+        return status
+
+    monkeypatch.setitem(SCRIPTS, "train_caser.py", change_meanwhile)
+    status, _, err, ran = reproduce("--row", "caser-s")
+    assert (status, len(err), len(ran)) == (2, 1, 1)
+    assert f"the {change} changed" in err[0]
+    assert not list((tmp_path / "results").rglob("finished.json"))
+
+
+def test_two_studies_at_once_wait_for_each_other(reproduce, tmp_path, monkeypatch):
+    """And the second does not do again what the first has done."""
+    reproduce("--row", "caser-s")
+    folder = tmp_path / "results" / "toy"
+    name = "caser-s-test-seed=1234"
+    done = folder / name / "finished.json"
+    done.rename(tmp_path / "done")
+    child = f"""import fcntl, os, time
+lock = open({str(folder / f".{name}.lock")!r}, "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(0.5)
+os.rename({str(tmp_path / "done")!r}, {str(done)!r})"""
+    with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        status, out, err, ran = reproduce("--row", "caser-s")
+    assert (status, err, ran) == (0, [], [])
+    assert f"{name}: another process is at it" in out
+
+
+def test_a_run_keeps_its_lock_when_its_study_is_killed(tmp_path):
+    with study.locked(tmp_path / "lock", "it") as descriptors:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                                 pass_fds=descriptors)  # fmt: skip
+    waiting = f"import study; study.locked({str(tmp_path / 'lock')!r}, 'it').__enter__()"
+    with subprocess.Popen([sys.executable, "-c", waiting], cwd=study.ROOT,
+                          stdout=subprocess.PIPE) as other:  # fmt: skip
+        assert b"it: another process is at it" in other.stdout.readline()
+        assert other.poll() is None
+        child.communicate(b"\n")
+        assert other.wait() == 0
+
+
+def test_a_run_that_is_killed_is_one_line(reproduce, monkeypatch):
+    monkeypatch.setattr(study, "run_to_its_end", lambda *arguments: -signal.SIGKILL)
+    status, _, err, _ = reproduce("--row", "caser-s")
+    assert (status, len(err)) == (2, 1)
+    assert "caser-s-validation-search-seed=1234: killed by signal 9" in err[0]
+
+
+def test_a_resumed_run_counts_for_the_epochs_that_it_did(reproduce, tmp_path, monkeypatch):
+    """For the time left, which was guessed far too short."""
+    reproduce("--row", "caser-s")
+    (tmp_path / "results/toy/caser-s-test-seed=1234/finished.json").unlink()
+    trained = []
+    execute = study.Run.execute
+    monkeypatch.setattr(study.Run, "execute", lambda run: trained.append(execute(run)))
+    reproduce("--row", "caser-s", "--seeds", 2)
+    assert trained[0] == 0
+    assert trained[1] > 0
+
+
+def test_the_papers_numbers_stand_beside_the_papers_data_only(monkeypatch):
+    monkeypatch.setattr(reproduce_tables, "counts", lambda data: data.made_of)
+    for made_of, told in ((reproduce_tables.PAPERS_GOWALLA, True), ({"users": 1}, False)):
+        of_gowalla = SimpleNamespace(dataset="gowalla", made_of=made_of, finals=lambda row: [])
+        lines = reproduce_tables.table_of_metrics(of_gowalla, ["caser-t"])
+        assert any("Caser-T (paper) |  |  | 0.1408" in line for line in lines) == told
+
+
 @pytest.mark.parametrize("content", ["", "{}\n", '{"map": 1}\n', '{"epoch": 1}\n{"epo', "[1]\n"])
 def test_damaged_records_of_a_finished_run_are_one_line(reproduce, tmp_path, content):
     reproduce("--row", "caser-s")
@@ -312,6 +411,10 @@ def test_figures_are_drawn_with_their_data(reproduce, tmp_path, monkeypatch):
     assert (folder / "epochs.png").read_bytes().startswith(b"\x89PNG")
     flag, _, names, label = reproduce_tables.FIGURES["K"]
     monkeypatch.setitem(reproduce_tables.FIGURES, "K", (flag, (2, 3), names, label))
+    status, _, err, _ = reproduce("--figure", "all", "--report")
+    assert (status, len(err)) == (2, 1)
+    assert "--figure balance: none of its runs is finished; --figure K: none" in err[0]
+    assert (folder / "d.png").exists()
     status, _, _, ran = reproduce("--figure", "K")
     assert (status, len(ran)) == (0, 4)
     assert len((folder / "K.csv").read_text().splitlines()) == 3
