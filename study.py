@@ -330,7 +330,7 @@ class Run:
         if self.folder.exists():
             aside = first_free(lambda number: self.folder.with_name(f"{self.name}.old{number}"))
             self.folder.rename(aside)
-            print(f"{self.folder}: from other code, data or flags; kept as {aside.name}")
+            print(f"{self.folder}: from other code, data, flags or teacher; kept as {aside.name}")
 
     def _last_epoch(self):
         """The last epoch in the records, of a run that need not be finished; 0 without any."""
@@ -393,6 +393,8 @@ def locked(path, what):
         except BlockingIOError:
             print(f"{what}: another process is at it; waiting for that", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
         yield (file.fileno(),)
 
 
