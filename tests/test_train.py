@@ -16,7 +16,7 @@ from evaluation import evaluate_ranking
 from interactions import DataSet
 from losses import pointwise_loss
 from train_caser import Recommender
-from utils import UserError
+from utils import UserError, pick_device
 
 SMALL = ["--d", 6, "--L", 3, "--batch_size", 16, "--eval_every", 2]
 
@@ -50,7 +50,8 @@ def assert_same_weights(first, second):
 def test_log_records_and_checkpoint(command, toy, tmp_path):
     out = train(command, toy, tmp_path, "--n_iter", 3)
     first, *epochs, last = out.splitlines()
-    for word in ("toy: 12 users", "windows (L=3, T=1)", "all items ranked", "seed 1234", "cpu"):
+    device = f"seed 1234, {pick_device('auto')}"
+    for word in ("toy: 12 users", "windows (L=3, T=1)", "all items ranked", device):
         assert word in first
     number = r"\d\.\d{4}"
     line = rf"loss={number}, map={number}, precisions={number},{number},{number}, "
