@@ -19,6 +19,7 @@ def draw(points, path, label, quantities, title):
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
+    points = [(printable(line), x, y) for line, x, y in points]
     for suffix in (".csv", ".png"):
         require_writable(path.with_suffix(suffix))
     with atomic_write(path.with_suffix(".csv"), "w") as file:
@@ -46,7 +47,12 @@ def draw(points, path, label, quantities, title):
 
 def literal(text):
     """``text`` so that matplotlib, which knows formulas, shows it unchanged."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
+
+
+def printable(text):
+    """``text`` without what no file holds: the parts of a file's name that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def points_of_runs(paths):
@@ -68,6 +74,8 @@ def points_of_runs(paths):
                     y = {"loss": float(record["loss"])}
                     if "map" in record:
                         y["MAP"] = float(record["map"])
+                    if not 0 <= record["epoch"] < 1e9:
+                        raise ValueError
                     points.append((name, int(record["epoch"]), y))
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 raise UserError(f"{path}, line {number}: no record of a training run") from None

@@ -6,7 +6,8 @@
     python reproduce_tables.py --report                 Markdown from the runs that are finished
     python reproduce_tables.py --plot checkpoints/*.jsonl
 
-It trains nothing itself: study.py runs train_caser.py and distill_caser.py.
+It trains nothing itself: study.py runs train_caser.py and distill_caser.py. The rows are in
+table_rows.py.
 """
 
 import functools
@@ -20,10 +21,11 @@ import numpy as np
 import scipy.stats
 import torch
 
-from checkpoint import read_checkpoint, restore_network
+from checkpoint import restore_network
 from evaluation import evaluate_ranking, topk
 from figures import draw, points_of_runs
-from study import METRICS, ROWS, TABLES, Study, execute_all, with_flags
+from study import Study, execute_all
+from table_rows import METRICS, ROWS, TABLES, with_flags
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
@@ -108,7 +110,7 @@ def every_seed(study, names):
 def average_precision(run):
     """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
     data = run.study.data()
-    checkpoint = read_checkpoint(run.checkpoint)
+    checkpoint = run.trained()
     data.check(checkpoint)
     return evaluate_ranking(restore_network(checkpoint), data.train, data.test)["map"]
 
@@ -135,9 +137,11 @@ def paired_test(study, *rows):
     )
     if len(seeds) > 1:
         first, second = by_seed.mean(2)  # (seeds,) each: MAP
-        differences = ", ".join(f"{difference:+.4f}" for difference in first - second)
-        p = scipy.stats.ttest_rel(first, second).pvalue
-        line += f"; by seed {differences}, paired t-test over seeds: p = {p:.2g}"
+        differences = first - second
+        line += "; by seed " + ", ".join(f"{difference:+.4f}" for difference in differences)
+        if np.ptp(differences) > 1e-12:  # else they are alike but for rounding
+            p = scipy.stats.ttest_rel(first, second).pvalue
+            line += f", paired t-test over seeds: p = {p:.2g}"
     return [f"{line}."]
 
 
@@ -168,7 +172,7 @@ def table_3(study, names):
         if not runs:
             lines.append([row.title, *["not run"] * (4 + 2 * len(devices))])
             continue
-        net = restore_network(read_checkpoint(runs[0].checkpoint)).eval()
+        net = restore_network(runs[0].trained()).eval()
         sizes[row.size] = sum(parameter.numel() for parameter in net.parameters())
         ratio = f"{sizes[row.size] / sizes['teacher']:.1%}" if "teacher" in sizes else ""
         times = [
@@ -335,6 +339,8 @@ def chosen(name, known):
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
+    if args.list + bool(args.plot) + args.dry_run + args.report > 1:
+        raise UserError("--list, --plot, --dry_run and --report: give one of them")
     if args.list:
         for number, names in TABLES.items():
             print(f"--table {number}: {', '.join(names) or 'statistics of the data set'}")

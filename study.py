@@ -1,8 +1,7 @@
 """The training runs behind the paper's tables and figures: what each is, and doing them.
 
-A row is data: a name and the flags that its command adds. How many epochs a row gets is chosen
-once, with the first seed, by MAP on the validation split; then it is trained on the test split's
-training rows for as many, and the test rows are read once.
+How many epochs a row gets is chosen once, with the first seed, by MAP on the validation split;
+then it is trained on the test split's training rows for as many, and the test rows are read once.
 """
 
 import ast
@@ -20,8 +19,8 @@ import numpy as np
 
 from checkpoint import read_checkpoint, records_path
 from distill_caser import check_K, get_args_parser
-from evaluation import KS
 from interactions import DataSet, find_files
+from table_rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
 from utils import UserError, atomic_write, fingerprint, first_free
 
 try:
@@ -30,75 +29,20 @@ except ImportError:  # on Windows, where two studies at once are not kept apart
     fcntl = None
 
 ROOT = Path(__file__).resolve().parent
-METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
 SOURCES = ("caser", "checkpoint", "command_line", "distill_caser", "evaluation", "interactions",
            "losses", "train_caser", "utils")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a model, and the flags that its command adds to the data set's."""
-
-    name: str
-    title: str
-    size: str  # "teacher" or "student": which d it has
-    distilled: bool = False
-    flags: tuple = ()
-    teacher_flags: tuple = ()  # what its teacher has besides
-    paper: tuple = ()  # METRICS on the paper's Gowalla, None where it gives none
-
-    @property
-    def script(self):
-        return "distill_caser.py" if self.distilled else "train_caser.py"
-
-
-# The paper's numbers are those of Tang and Wang 2018, Tables 2 and 4 (a third party's
-# transcription).
-ROWS = {
-    row.name: row
-    for row in (
-        Row("caser-t", "Caser-T", "teacher",
-            paper=(0.1408, 0.1149, 0.0856, 0.1546, 0.1376, 0.1251, 0.0958)),
-        Row("caser-s", "Caser-S", "student",
-            paper=(0.1333, 0.1094, 0.0818, 0.1456, 0.1304, 0.1188, 0.0919)),
-        Row("caser-rd", "Caser-RD", "student", True,
-            paper=(0.1458, 0.1183, 0.0878, 0.1603, 0.1423, 0.1283, 0.0969)),
-        Row("uniform", "w = 1/K", "student", True, ("--weights", "uniform"),
-            paper=(None, None, 0.0843, None, None, 0.1198, 0.0925)),
-        Row("position", "position importance only", "student", True, ("--weights", "position"),
-            paper=(None, None, 0.0850, None, None, 0.1230, 0.0945)),
-        Row("discrepancy", "ranking discrepancy only", "student", True,
-            ("--weights", "discrepancy"),
-            paper=(None, None, 0.0851, None, None, 0.1227, 0.0937)),
-        Row("rd-normalized", "Caser-RD, normalized", "student", True,
-            ("--hybrid_weight", "normalized")),
-        Row("rd-observed", "Caser-RD, observed out", "student", True,
-            ("--teacher_exclude", "observed")),
-        Row("rd-paper", "Caser-RD, both: the paper's formulas", "student", True,
-            ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")),
-    )
-}  # fmt: skip
-TABLES = {
-    "1": (),
-    "2": ("caser-t", "caser-s", "caser-rd"),
-    "3": ("caser-t", "caser-rd"),
-    "4": ("uniform", "position", "discrepancy", "caser-rd", "rd-normalized"),
-    "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper"),
-}
-# d of teacher and student, the most epochs of each, and the flags that all rows share.
-DEFAULTS = {"teacher": (100, 50), "student": (50, 50), "flags": ()}
-SETTINGS = {
-    "ml-100k": {"teacher": (100, 25), "student": (20, 50), "flags": ()},
-    "ml-1m": {"teacher": (50, 20), "student": (10, 40),
-              "flags": ("--T", "3", "--nv", "4", "--ac_conv", "relu", "--ac_fc", "relu")},
-}  # fmt: skip
 
 
 def code_version():
     """A hash of what the code does: comments, docstrings and layout don't count."""
     digest = hashlib.sha256()
     for name in SOURCES:
-        tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
+        text = (ROOT / f"{name}.py").read_text("utf-8")
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:  # half edited
+            digest.update(text.encode())
+            continue
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             first = body[0] if isinstance(body, list) and body else None
@@ -179,22 +123,16 @@ class Study:
         return 0 if seed == self.seed(0) else seed
 
 
-def teacher_of(row):
-    """The row whose runs teach ``row``."""
-    return with_flags(ROWS["caser-t"], *row.teacher_flags)
-
-
-def with_flags(row, *flags):
-    """``row`` with more flags, (flag, value) or none, and a name that tells them."""
-    name = "-".join((row.name, *("=".join(flags).lstrip("-") for _ in flags[:1])))
-    return replace(row, name=name, flags=row.flags + flags)
-
-
 def fingerprint_file(path):
     try:
         return fingerprint(np.fromfile(path, dtype=np.uint8))[:16]
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; see datasets/README.md") from None
+
+
+def weights_of(checkpoint):
+    """What tells the weights of a checkpoint, as ``read_checkpoint`` gives it, from others."""
+    return fingerprint(*(value.numpy() for value in checkpoint["state_dict"].values()))
 
 
 @dataclass(frozen=True)
@@ -306,14 +244,41 @@ class Run:
         path = records_path(self.checkpoint)
         try:
             records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            if "versions" not in records[0] or not any("map" in record for record in records):
+            header, *epochs = records
+            scored = [record for record in epochs if "map" in record]
+            numbers = [record["map"] for record in scored] + [scored[-1][name] for name in METRICS]
+            if not (
+                {"device", "threads"} <= header.keys()
+                and isinstance(header["versions"], dict)
+                and all(isinstance(number, float) for number in numbers)
+                and [record["epoch"] for record in epochs] == list(range(1, self.epochs() + 1))
+            ):
                 raise ValueError
-        except (OSError, ValueError, LookupError, TypeError):
-            raise UserError(
-                f"{path}: the records of a finished run are damaged; delete {self.folder} to run"
-                " it again"
-            ) from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise self._unlike(path) from None
         return records
+
+    def trained(self):
+        """The checkpoint of a finished run, as ``read_checkpoint`` gives it; UserError where it is
+        not the one that the run left."""
+        checkpoint = self._read()
+        done = _read_json(self.folder / "finished.json") or {}
+        same_weights = done.get("weights") in (None, weights_of(checkpoint))
+        if checkpoint["epoch_num"] != self.epochs() or not same_weights:
+            raise self._unlike(self.checkpoint)
+        return checkpoint
+
+    def _read(self):
+        try:
+            return read_checkpoint(self.checkpoint)
+        except UserError as error:
+            raise UserError(f"{error}; delete {self.folder} to run it again") from None
+
+    def _unlike(self, path):
+        return UserError(
+            f"{path}: damaged, or not what this run left: it has {self.epochs()} epochs; delete"
+            f" {self.folder} to run it again"
+        )
 
     def result(self):
         """The test metrics of a finished run: {"map": ..., ...}."""
@@ -349,14 +314,17 @@ class Run:
 
     def _execute(self, lock):
         self.study.check_unchanged()
-        begun = _read_json(self.folder / "begun.json")
-        if begun != self.identity():
+        if self.row.distilled:
+            self.teacher.trained()
+        identity = self.identity()
+        if _read_json(self.folder / "begun.json") != identity:
             self._set_aside()
             self.folder.mkdir()
             with atomic_write(self.folder / "begun.json", "w") as file:
-                json.dump(self.identity(), file)
+                json.dump(identity, file)
         words, before = self.command(), self._last_epoch()
         if self.checkpoint.exists():
+            self._read()
             words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths()]
         started = time.perf_counter()
         with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
@@ -369,12 +337,14 @@ class Run:
         if status:
             sys.exit(status)  # the command has said why
         self.study.check_unchanged()
-        weights = read_checkpoint(self.checkpoint)["state_dict"].values()
-        done = {
-            "identity": self.identity(),
-            "weights": fingerprint(*(value.numpy() for value in weights)),
-            "seconds": time.perf_counter() - started,
-        }
+        if self.identity() != identity:  # by a study of another --eval_every, say
+            raise UserError(
+                f"{self.name}: its search or its teacher changed while it was trained; run the"
+                " same command again"
+            )
+        weights = weights_of(self.trained())
+        seconds = time.perf_counter() - started
+        done = {"identity": identity, "weights": weights, "seconds": seconds}
         with atomic_write(self.folder / "finished.json", "w") as file:
             json.dump(done, file)
         return self._last_epoch() - before
@@ -414,7 +384,7 @@ def run_to_its_end(command, stdout, descriptors=()):
 def _read_json(path):
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -84,7 +84,9 @@ def read_events(file, name, layout):
     try:
         places = list(layout.columns)
         if layout.header and (names := next(reader, None)):
-            places = _places(names, layout, name)
+            places = _places([column.strip() for column in names], layout, name)
+        if places[0] == places[1]:
+            raise UserError(f"{name}: user and item are the same column; name two")
         while chunk := list(itertools.islice(reader, ROWS_AT_ONCE)):
             rows = [row for row in chunk if row]
             if not rows:
@@ -133,6 +135,11 @@ def _places(names, layout, name):
                 raise UserError(
                     f"{name}, line 1: no column {column!r} in {', '.join(names)[:200]!r}; name one"
                     " that is there, or what stands between them by --delimiter"
+                )
+            if names.count(column) > 1:
+                raise UserError(
+                    f"{name}, line 1: {names.count(column)} columns {column!r}; number the columns"
+                    " and add --header"
                 )
             column = names.index(column)
         places.append(column)

@@ -63,7 +63,7 @@ def rounded_split_points(lengths):
     return [np.array([round(share * n) for n in lengths.tolist()]) for share in (0.7, 0.8)]
 
 
-def write_splits(folder, events, cut=split_points):
+def write_splits(folder, events, cut=split_points, advice="is the source whole?"):
     """Write both splits of events from ``in_time``, and let them appear all at once."""
     lengths = np.diff(np.flatnonzero(np.diff(events.user, prepend=-1, append=-1)))
     place = np.arange(len(events)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -76,10 +76,7 @@ def write_splits(folder, events, cut=split_points):
     }
     for name, chosen in parts.items():
         if not chosen.any():
-            raise UserError(
-                f"{folder}/{name}: no user has rows enough for it; choose other shares by --train"
-                " and --validation, or a higher --core"
-            )
+            raise UserError(f"{folder}/{name}: no user has rows enough for it; {advice}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -112,10 +109,10 @@ def _lines(events, rows):
         yield f"{events.users[user]} {events.items[item]} {events.ratings[rating]}\n"
 
 
-def left(events, name):
+def left(events, name, advice="is it whole?"):
     """``events``, or a UserError where nothing is left of them."""
     if not len(events):
-        raise UserError(f"{name}: no users and items have rows enough; use a lower --core")
+        raise UserError(f"{name}: no users and items have rows enough; {advice}")
     return events
 
 
@@ -230,13 +227,13 @@ def prepare_csv(folder, args):
         "; --header skips a line 1 of names",
     )
     shares = str(args.train), str(args.validation)
-    if columns[0] == columns[1]:
-        raise UserError(f"--user {args.user} --item {args.item}: name the same column")
     if not args.train < args.validation:
         raise UserError(f"--validation {args.validation}: must be above --train {args.train}")
     with open_source(source) as file:
-        events = left(k_core(read_events(file, source, layout), args.core), source)
-    write_splits(folder, in_time(events), lambda lengths: split_points(lengths, shares))
+        events = k_core(read_events(file, source, layout), args.core)
+    events = left(events, source, "use a lower --core")
+    advice = "choose other shares by --train and --validation, or a higher --core"
+    write_splits(folder, in_time(events), lambda lengths: split_points(lengths, shares), advice)
 
 
 def needed(args, what):
@@ -315,8 +312,8 @@ def main(argv=None):
             raise UserError(f"--{flag}: means nothing for {name}; leave it out")
     if name == "csv":
         name = args.as_name or Path(args.source or "csv").name.split(".")[0]
-        if name != Path(name).name or name in {"", ".", ".."}:
-            raise UserError(f"--as_name {name!r}: give a folder's name")
+        if name != Path(name).name or name in {"", ".", ".."} or name.startswith("-"):
+            raise UserError(f"--as_name {name!r}: give a folder's name, not beginning with -")
     folder = Path(args.output_dir, name)
     if folder.exists():
         counts = authors_counts(folder) if name == "gowalla" else None

@@ -1,6 +1,7 @@
 import ast
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,12 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import tree, write_rows
 
 import distill_caser
 import reproduce_tables
 import study
+import table_rows
 import train_caser
+from checkpoint import read_checkpoint
 from utils import pick_device
 
 SCRIPTS = {"train_caser.py": train_caser.main, "distill_caser.py": distill_caser.main}
@@ -36,7 +40,7 @@ def reproduce(tmp_path, monkeypatch, command):
         write_rows(tmp_path / "datasets" / "toy" / f"{name}.txt", rows)
     monkeypatch.chdir(tmp_path)
     settings = {"teacher": (6, 4), "student": (4, 4), "flags": ("--L", "5", "--batch_size", "16")}
-    monkeypatch.setitem(study.SETTINGS, "toy", settings)
+    monkeypatch.setitem(table_rows.SETTINGS, "toy", settings)
     ran = []
 
     def run(words, stdout, descriptors):
@@ -88,7 +92,7 @@ class Finished:
         self.average_precision = average_precision
 
     def result(self):
-        return dict(zip(study.METRICS, self.values, strict=True))
+        return dict(zip(table_rows.METRICS, self.values, strict=True))
 
     def epochs(self):
         return 30
@@ -147,9 +151,14 @@ def test_the_p_values_of_a_report(monkeypatch):
     }
     monkeypatch.setattr(reproduce_tables, "average_precision", lambda run: run.average_precision)
     done = SimpleNamespace(finals=lambda row: runs[row.name])
-    (line,) = reproduce_tables.paired_test(done, study.ROWS["caser-rd"], study.ROWS["caser-s"])
+    rows = [table_rows.ROWS[name] for name in runs]
+    (line,) = reproduce_tables.paired_test(done, *rows)
     assert f"p = {min(1, 2 * tail):.2g};" in line
     assert f"p = {p:.2g}." in line
+    for run, alike in zip(runs["caser-s"], runs["caser-rd"], strict=True):
+        run.average_precision = alike.average_precision - 0.1 - 0.01 * np.arange(9)
+    (line,) = reproduce_tables.paired_test(done, *rows)
+    assert line.endswith("by seed +0.1400, +0.1400, +0.1400.")  # no t-test: nothing varies
 
 
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce, tmp_path):
@@ -236,8 +245,8 @@ def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, change
         path = tmp_path / "datasets" / "toy" / "test" / "train.txt"
         path.write_text(path.read_text() + "0 1 1\n")
     else:
-        settings = study.SETTINGS["toy"] | {"flags": ("--batch_size", "8")}
-        monkeypatch.setitem(study.SETTINGS, "toy", settings)
+        settings = table_rows.SETTINGS["toy"] | {"flags": ("--batch_size", "8")}
+        monkeypatch.setitem(table_rows.SETTINGS, "toy", settings)
     before = tree(tmp_path)
     report = reproduce("--report")[1]
     line = next(line for line in report.splitlines() if line.startswith("| Caser-S |"))
@@ -258,32 +267,73 @@ def test_a_student_of_another_teacher_is_not_reported(reproduce, tmp_path):
     assert "not run" in reproduce("--report", "--row", "caser-rd")[1]
     assert len(reproduce("--row", "caser-rd")[3]) == 1  # the same teacher comes back
     assert "not run" not in reproduce("--report", "--row", "caser-rd")[1]
+    path = teacher / "toy-caser-dim=6.pth.tar"
+    another = torch.load(path)
+    another["state_dict"]["b2.weight"] += 1
+    torch.save(another, path)
+    status, _, err, ran = reproduce("--row", "uniform")
+    assert (status, len(ran), len(err)) == (2, 1, 1)  # but for its search
+    assert f"{path.relative_to(tmp_path)}: damaged, or not what this run left" in err[0]
     done = json.loads((teacher / "finished.json").read_text())
-    (teacher / "finished.json").write_text(json.dumps(done | {"weights": "another's"}))
+    weights = study.weights_of(read_checkpoint(path))
+    (teacher / "finished.json").write_text(json.dumps(done | {"weights": weights}))
     assert "not run" in reproduce("--report", "--row", "caser-rd")[1]
     _, out, _, ran = reproduce("--row", "caser-rd")
     assert len(ran) == 1
     assert "kept as caser-rd-test-seed=1234.old1" in out
 
 
-@pytest.mark.parametrize("change", ["code", "data"])
+@pytest.mark.parametrize("change", ["code", "data", "search"])
 def test_a_change_while_a_run_goes_on_is_no_result(reproduce, tmp_path, monkeypatch, change):
     train = train_caser.main
+    searched = tmp_path / "results/toy/caser-s-validation-search-seed=1234/finished.json"
 
     def change_meanwhile(words):
         status = train(words)
         if change == "code":
             monkeypatch.setattr(study, "code_version", lambda: "another")
-        else:
+        elif change == "data":
             path = tmp_path / "datasets" / "toy" / "validation" / "train.txt"
             path.write_text(path.read_text() + "0 1 1\n")
+        else:
+            searched.unlink(missing_ok=True)  # as a study of another --eval_every sets it aside
         return status
 
     monkeypatch.setitem(SCRIPTS, "train_caser.py", change_meanwhile)
     status, _, err, ran = reproduce("--row", "caser-s")
-    assert (status, len(err), len(ran)) == (2, 1, 1)
-    assert f"the {change} changed" in err[0]
+    assert (status, len(err), len(ran)) == (2, 1, 1 + (change == "search"))
+    assert re.search(rf"{change}\b.* changed", err[0])
     assert not list((tmp_path / "results").rglob("finished.json"))
+
+
+def test_a_run_that_was_continued_by_hand_is_no_result(reproduce, tmp_path, command):
+    """Its records and its checkpoint are of more epochs than the report says."""
+    reproduce("--row", "caser-s")
+    path = tmp_path / "results/toy/caser-s-test-seed=1234/toy-caser-dim=4.pth.tar"
+    more = ["--checkpoint", path.relative_to(tmp_path), "--n_iter", 9]
+    assert command(train_caser.main, *more)[0] == 0
+    status, _, err, _ = reproduce("--report", "--row", "caser-s")
+    assert (status, len(err)) == (2, 1)
+    assert "toy-caser-dim=4.jsonl: damaged, or not what this run left" in err[0]
+    path.with_name("finished.json").unlink()  # as where it was interrupted
+    status, _, err, _ = reproduce("--row", "caser-s")
+    assert (status, len(err)) == (2, 1)
+    assert "toy-caser-dim=4.pth.tar: damaged, or not what this run left" in err[0]
+    assert f"delete {path.parent.relative_to(tmp_path)} to run it again" in err[0]
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut"])
+def test_a_damaged_checkpoint_is_one_line_with_advice(reproduce, tmp_path, fault):
+    reproduce("--row", "caser-rd")
+    path = tmp_path / "results/toy/caser-t-test-seed=1234/toy-caser-dim=6.pth.tar"
+    if fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:500])
+    for flags in (["--report", "--table", "3"], ["--row", "uniform"]):
+        status, _, err, _ = reproduce(*flags)
+        assert (status, len(err)) == (2, 1)
+        assert err[0].endswith(f"delete {path.parent.relative_to(tmp_path)} to run it again")
 
 
 def test_two_studies_at_once_wait_for_each_other(reproduce, tmp_path, monkeypatch):
@@ -346,16 +396,32 @@ def test_the_papers_numbers_stand_beside_the_papers_data_only(monkeypatch):
         assert any("Caser-T (paper) |  |  | 0.1408" in line for line in lines) == told
 
 
-@pytest.mark.parametrize("content", ["", "{}\n", '{"map": 1}\n', '{"epoch": 1}\n{"epo', "[1]\n"])
-def test_damaged_records_of_a_finished_run_are_one_line(reproduce, tmp_path, content):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: "{}\n",
+        lambda text: '{"map": 1}\n',
+        lambda text: '{"epoch": 1}\n{"epo',
+        lambda text: "[1]\n",
+        lambda text: "[" * 10**5,
+        lambda text: text.replace('"precision@3"', '"precision"'),
+        lambda text: text.replace('"map": ', '"map": 1, "mop": '),
+        lambda text: text.replace('"threads"', '"thread"'),
+        lambda text: re.sub(r'"versions": {[^}]*}', '"versions": []', text),
+        lambda text: text.replace('"epoch": 1,', '"epoch": 2,'),
+    ],
+)
+def test_damaged_records_of_a_finished_run_are_one_line(reproduce, tmp_path, damage):
     reproduce("--row", "caser-s")
     path = tmp_path / "results/toy/caser-s-test-seed=1234/toy-caser-dim=4.jsonl"
-    path.write_text(content)
+    path.write_text(damage(path.read_text()))
     status, _, err, _ = reproduce("--report")
     assert (status, len(err)) == (2, 1)
     assert str(path.relative_to(tmp_path)) in err[0]
-    path.with_name("finished.json").write_text("[]")
-    assert reproduce("--report")[0] == 0
+    for content in ("[]", "[" * 10**5):
+        path.with_name("finished.json").write_text(content)
+        assert reproduce("--report")[0] == 0
 
 
 def test_lists_that_cannot_be_filled_are_refused_before_a_teacher_is_trained(reproduce, tmp_path):
@@ -384,7 +450,10 @@ def test_comments_and_docstrings_are_no_change_of_code(tmp_path, monkeypatch):
     )
     assert study.code_version() == first
     (tmp_path / "caser.py").write_text('"""Other."""\ndef f():\n    """Text."""\n    return 2\n')
-    assert study.code_version() != first
+    second = study.code_version()
+    assert second != first
+    (tmp_path / "caser.py").write_text("def f(\n")  # half edited
+    assert study.code_version() not in (first, second)
 
 
 def test_every_module_of_the_training_scripts_counts_as_code():
@@ -437,7 +506,8 @@ def test_list_and_unknown_names(reproduce):
     assert status == 0
     for word in ("--table 4", "--row rd-paper", "--figure balance", "--teach_alpha 0.1, 0.25"):
         assert word in out
-    for flags in (["--table", "9"], ["--row", "x"], ["--figure", "x"], ["--seeds", 0]):
+    for flags in (["--table", "9"], ["--row", "x"], ["--figure", "x"], ["--seeds", 0],
+                  ["--list", "--report"], ["--dry_run", "--plot", "x"]):  # fmt: skip
         status, _, err, _ = reproduce(*flags)
         assert (status, len(err)) == (2, 1)
 
@@ -456,14 +526,16 @@ def test_plot_of_runs(command, tmp_path, monkeypatch):
         "line,epoch,loss,MAP", "a,1,2.0,", "a,2,1.5,0.1", "b,1,2.0,",
     ]  # fmt: skip
     assert (tmp_path / "results" / "plot.png").read_bytes().startswith(b"\x89PNG")
-    odd = tmp_path / "_a$x^^$.jsonl"
-    odd.write_text('{"epoch": 1, "loss": 2.0}\n')
-    assert command(reproduce_tables.main, "--plot", odd)[::2] == (0, [])
+    for name in (b"_a$x^^$.jsonl", b"not-utf-8-\xff.jsonl"):
+        odd = tmp_path / os.fsdecode(name)
+        odd.write_text('{"epoch": 1, "loss": 2.0}\n')
+        assert command(reproduce_tables.main, "--plot", odd)[::2] == (0, [])
     for text, word in (
         ("{}\n", "c.jsonl"),
         ('{"epoch": 1}\n', "line 1"),
         ("\n[", "line 1"),
         ('{"epoch": 1e400, "loss": 1}', "line 1"),
+        ('{"epoch": 1e30, "loss": 1}', "line 1"),
         ("[" * 100_000, "line 1"),
     ):
         (tmp_path / "c.jsonl").write_text(text)
