@@ -34,7 +34,8 @@ SOURCES = ("caser", "checkpoint", "command_line", "distill_caser", "evaluation",
 
 
 def code_version():
-    """A hash of what the code does: comments, docstrings and layout don't count."""
+    """A hash of what the code does: comments, docstrings and layout don't count. Python 3.12 writes
+    trees in other words than 3.11 and so gives another hash."""
     digest = hashlib.sha256()
     for name in SOURCES:
         text = (ROOT / f"{name}.py").read_text("utf-8")
