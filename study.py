@@ -277,7 +277,7 @@ class Run:
 
     def _unlike(self, path):
         return UserError(
-            f"{path}: damaged, or not what this run left: it has {self.epochs()} epochs; delete"
+            f"{path}: damaged, or not what the run of {self.epochs()} epochs left; delete"
             f" {self.folder} to run it again"
         )
 

@@ -273,7 +273,7 @@ def test_a_student_of_another_teacher_is_not_reported(reproduce, tmp_path):
     torch.save(another, path)
     status, _, err, ran = reproduce("--row", "uniform")
     assert (status, len(ran), len(err)) == (2, 1, 1)  # but for its search
-    assert f"{path.relative_to(tmp_path)}: damaged, or not what this run left" in err[0]
+    assert f"{path.relative_to(tmp_path)}: damaged, or not what the run of" in err[0]
     done = json.loads((teacher / "finished.json").read_text())
     weights = study.weights_of(read_checkpoint(path))
     (teacher / "finished.json").write_text(json.dumps(done | {"weights": weights}))
@@ -314,11 +314,11 @@ def test_a_run_that_was_continued_by_hand_is_no_result(reproduce, tmp_path, comm
     assert command(train_caser.main, *more)[0] == 0
     status, _, err, _ = reproduce("--report", "--row", "caser-s")
     assert (status, len(err)) == (2, 1)
-    assert "toy-caser-dim=4.jsonl: damaged, or not what this run left" in err[0]
+    assert "toy-caser-dim=4.jsonl: damaged, or not what the run of" in err[0]
     path.with_name("finished.json").unlink()  # as where it was interrupted
     status, _, err, _ = reproduce("--row", "caser-s")
     assert (status, len(err)) == (2, 1)
-    assert "toy-caser-dim=4.pth.tar: damaged, or not what this run left" in err[0]
+    assert "toy-caser-dim=4.pth.tar: damaged, or not what the run of" in err[0]
     assert f"delete {path.parent.relative_to(tmp_path)} to run it again" in err[0]
 
 
