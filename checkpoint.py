@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from caser import Caser
-from utils import UserError, atomic_write, load_tensors, versions
+from utils import UserError, atomic_write, fingerprint, load_tensors, versions
 
 CHECKPOINT_KINDS = {
     dict: ("state_dict", "optimizer", "architecture", "config", "data", "metrics", "made_from",
@@ -84,6 +84,11 @@ def _verified(checkpoint):
         "num_users": sizes[0],
         "num_items": sizes[1],
     }
+
+
+def fingerprint_weights(checkpoint):
+    """What tells the weights of a checkpoint, as ``read_checkpoint`` gives it, from others."""
+    return fingerprint(*(value.numpy() for value in checkpoint["state_dict"].values()))
 
 
 def load_weights(net, checkpoint):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import read_checkpoint
+from checkpoint import fingerprint_weights, read_checkpoint
 from command_line import (
     carry_out,
     evaluate_checkpoint,
@@ -356,7 +356,7 @@ def lists_for(args, data, path, student=None):
         raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
     net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
     made_from = {
-        "teacher": fingerprint(*(value.numpy() for value in teacher["state_dict"].values())),
+        "teacher": fingerprint_weights(teacher),
         "data": data.identity["fingerprint"],
         "L": args.L,
         "T": args.T,

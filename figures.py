@@ -19,7 +19,7 @@ def draw(points, path, label, quantities, title):
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
-    points = [(printable(line), x, y) for line, x, y in points]
+    points, title = [(printable(line), x, y) for line, x, y in points], printable(title)
     for suffix in (".csv", ".png"):
         require_writable(path.with_suffix(suffix))
     with atomic_write(path.with_suffix(".csv"), "w") as file:
@@ -47,7 +47,7 @@ def draw(points, path, label, quantities, title):
 
 def literal(text):
     """``text`` so that matplotlib, which knows formulas, shows it unchanged."""
-    return printable(text).replace("$", r"\$")
+    return text.replace("$", r"\$")
 
 
 def printable(text):

@@ -312,16 +312,17 @@ def get_args_parser():
     parser.add_argument("--figure", choices=[*FIGURES, "all"], help="run and draw a figure")
     numeric_flag(parser, "--seeds", 1, int, "[1, 100]", "how many seeds: 1234, then 1, 2, ...")
     numeric_flag(parser, "--eval_every", 5, int, "[1, 1e9]", "epochs between the search's looks")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()  # of running
+    instead.add_argument(
         "--plot",
         nargs="+",
         type=Path,
         metavar="FILE.jsonl",
         help="draw loss and MAP against epochs from the records of runs",
     )
-    parser.add_argument("--list", action="store_true", help="list tables, rows and figures")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
-    parser.add_argument(
+    instead.add_argument("--list", action="store_true", help="list tables, rows and figures")
+    instead.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+    instead.add_argument(
         "--report",
         action="store_true",
         help="print the finished results, train nothing (Table 3 is timed anew)",
@@ -339,8 +340,6 @@ def chosen(name, known):
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    if args.list + bool(args.plot) + args.dry_run + args.report > 1:
-        raise UserError("--list, --plot, --dry_run and --report: give one of them")
     if args.list:
         for number, names in TABLES.items():
             print(f"--table {number}: {', '.join(names) or 'statistics of the data set'}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import read_checkpoint, records_path
+from checkpoint import fingerprint_weights, read_checkpoint, records_path
 from distill_caser import check_K, get_args_parser
 from interactions import DataSet, find_files
 from table_rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
@@ -129,11 +129,6 @@ def fingerprint_file(path):
         return fingerprint(np.fromfile(path, dtype=np.uint8))[:16]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; see datasets/README.md") from None
-
-
-def weights_of(checkpoint):
-    """What tells the weights of a checkpoint, as ``read_checkpoint`` gives it, from others."""
-    return fingerprint(*(value.numpy() for value in checkpoint["state_dict"].values()))
 
 
 @dataclass(frozen=True)
@@ -263,9 +258,9 @@ class Run:
         """The checkpoint of a finished run, as ``read_checkpoint`` gives it; UserError where it is
         not the one that the run left."""
         checkpoint = self._read()
-        done = _read_json(self.folder / "finished.json") or {}
-        same_weights = done.get("weights") in (None, weights_of(checkpoint))
-        if checkpoint["epoch_num"] != self.epochs() or not same_weights:
+        left = (_read_json(self.folder / "finished.json") or {}).get("weights")
+        other = left is not None and left != fingerprint_weights(checkpoint)
+        if other or checkpoint["epoch_num"] != self.epochs():
             raise self._unlike(self.checkpoint)
         return checkpoint
 
@@ -343,7 +338,7 @@ class Run:
                 f"{self.name}: its search or its teacher changed while it was trained; run the"
                 " same command again"
             )
-        weights = weights_of(self.trained())
+        weights = fingerprint_weights(self.trained())
         seconds = time.perf_counter() - started
         done = {"identity": identity, "weights": weights, "seconds": seconds}
         with atomic_write(self.folder / "finished.json", "w") as file:

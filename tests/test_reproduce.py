@@ -19,7 +19,7 @@ import reproduce_tables
 import study
 import table_rows
 import train_caser
-from checkpoint import read_checkpoint
+from checkpoint import fingerprint_weights, read_checkpoint
 from utils import pick_device
 
 SCRIPTS = {"train_caser.py": train_caser.main, "distill_caser.py": distill_caser.main}
@@ -275,7 +275,7 @@ def test_a_student_of_another_teacher_is_not_reported(reproduce, tmp_path):
     assert (status, len(ran), len(err)) == (2, 1, 1)  # but for its search
     assert f"{path.relative_to(tmp_path)}: damaged, or not what the run of" in err[0]
     done = json.loads((teacher / "finished.json").read_text())
-    weights = study.weights_of(read_checkpoint(path))
+    weights = fingerprint_weights(read_checkpoint(path))
     (teacher / "finished.json").write_text(json.dumps(done | {"weights": weights}))
     assert "not run" in reproduce("--report", "--row", "caser-rd")[1]
     _, out, _, ran = reproduce("--row", "caser-rd")
