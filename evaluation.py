@@ -9,13 +9,13 @@ counts as a target.
 import numpy as np
 import torch
 
-from interactions import PADDING
+from interactions import PADDING, csr_indices
+from kernels import count_below, topk
 from utils import UserError
 
 KS = (3, 5, 10)
 BLOCK = 1 << 22  # scores held at a time: bounds the memory of an evaluation
-CACHE = 1 << 19  # comparisons held at a time
-FOLD = 16  # items in a group of ``topk``
+CACHE = 1 << 19  # comparisons held at a time on a CPU
 
 
 @torch.inference_mode()
@@ -46,11 +46,10 @@ def evaluate_ranking(net, train, test, ks=KS):
     # Users with equally many targets share a block, so that the targets' table is dense.
     users = np.argsort(num_known, kind="stable")
     users = users[np.searchsorted(num_known[users], 1) :]
-    size = max(1, BLOCK // train.num_items)
     sequences = train.test_sequences.sequences
     parts = [(users[:0], users[:0])]  # of nobody, where no target can be ranked
-    for first in range(0, len(users), size):
-        block = users[first : first + size]
+    for place in scoring_blocks(len(users), train.num_items):
+        block = users[place]
         parts.append(_target_ranks(net, sequences[block], block, seen[block], known[block]))
     user, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((rank, user))
@@ -66,7 +65,7 @@ def _target_ranks(net, sequences, users, seen, wanted):
     are broken against the target: it ranks behind everything it ties with, so that equal scores
     never flatter. Targets that tie with each other still take distinct ranks.
     """
-    scores = _scores_without(net, sequences, users, stored(seen))
+    scores = _scores_without(net, sequences, users, csr_indices(seen))
     device = scores.device
     num_targets = np.diff(wanted.indptr)
     table = np.full((len(users), num_targets.max()), PADDING)  # padding: never rankable
@@ -75,33 +74,17 @@ def _target_ranks(net, sequences, users, seen, wanted):
     target, _ = scores.gather(1, items).sort(1, descending=True)  # (b, J)
     _refuse_unless_finite(target)
     scores.scatter_(1, items, -torch.inf)
-    above = scores.shape[1] - _count_below(scores, target, num_targets)
+    at_once = CACHE if device.type == "cpu" else BLOCK
+    above = scores.shape[1] - count_below(scores, target, num_targets, at_once)
     ranks = above + torch.arange(target.shape[1], device=device)  # and the targets before it
     row, column = (target > -torch.inf).nonzero().T.cpu().numpy()
     return users[row], ranks.cpu().numpy()[row, column]
 
 
-def _count_below(scores, target, num_targets):
-    """How many of a row's scores (b, N) are below each of its targets (b, J): (b, J) int64.
-
-    num_targets: (b,) int, ascending; columns from there on mean nothing. Comparisons are written
-    as floats, in pieces that stay in the cache: their sum is several times faster than that of
-    booleans, and exact up to 2^24 items.
-    """
-    by_item, target = scores.T, target.T.contiguous()  # (N, b), (J, b)
-    counts = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
-    limit = CACHE if target.device.type == "cpu" else BLOCK
-    first = 0
-    while first < len(target):  # a few targets at once, of those users who have them
-        user = int(np.searchsorted(num_targets, first, side="right"))
-        last = max(int(num_targets[user]), 2 * first)
-        last = min(len(target), last, first + max(1, limit // (len(scores) - user)))
-        piece = target[first:last, user:]
-        for some in by_item[:, None, user:].split(max(1, limit // piece.numel())):
-            below = torch.empty(len(some), *piece.shape, device=target.device)
-            counts[first:last, user:] += torch.lt(some, piece, out=below).sum(0).long()
-        first = last
-    return counts.T
+def scoring_blocks(rows, num_items):
+    """Slices of 0..rows: those rows that are scored against all items at once."""
+    size = max(1, BLOCK // num_items)
+    return [slice(first, first + size) for first in range(0, rows, size)]
 
 
 @torch.inference_mode()
@@ -116,29 +99,6 @@ def best_items(net, sequences, users, out, k):
     best, items = topk(_scores_without(net, sequences, users, out), k)
     _refuse_unless_finite(best[:, :1])
     return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
-
-
-def topk(scores, k):
-    """``scores.topk(k, dim=1)`` of scores (b, N), faster for small k where they lie item by item.
-
-    FOLD items make a group: the k + 1 best are in the k + 1 groups with the best maxima, or among
-    the few items that no group has. In rows with a tie torch itself decides which come first.
-    """
-    b, N = scores.shape
-    groups = N // FOLD
-    if scores.stride(1) == 1 or k >= groups // 8:
-        return scores.topk(k, dim=1)
-    items = torch.arange(N, device=scores.device)
-    grouped, rest = items[: groups * FOLD].view(FOLD, groups).T, items[groups * FOLD :]
-    maxima = scores.T[: groups * FOLD].reshape(FOLD, groups, b).amax(0).T  # (b, groups)
-    members = grouped[maxima.topk(k + 1, dim=1).indices].flatten(1)  # (b, (k + 1) * FOLD)
-    candidates = torch.cat([members, rest.expand(b, -1)], 1)
-    best, place = scores.gather(1, candidates).topk(k + 1, dim=1)
-    chosen = candidates.gather(1, place)[:, :k]
-    tied = (best[:, 1:] == best[:, :-1]).any(1).nonzero().flatten()
-    if len(tied):
-        chosen[tied] = scores[tied].topk(k, dim=1).indices
-    return best[:, :k], chosen
 
 
 def _refuse_unless_finite(scores):
@@ -156,11 +116,6 @@ def _scores_without(net, sequences, users, out):
     scores[out] = -torch.inf
     scores[:, PADDING] = -torch.inf
     return scores
-
-
-def stored(rows):
-    """Where a CSR matrix has its elements: (rows, columns), two int arrays."""
-    return np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), rows.indices
 
 
 def metrics(row, rank, num_targets, ks):

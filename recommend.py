@@ -14,9 +14,9 @@ from string import whitespace  # what divides a data set's columns: ids may end 
 
 import numpy as np
 import torch
+from checkpoint import read_checkpoint, records_path, restore_network
 from tqdm import tqdm
 
-from checkpoint import read_checkpoint, records_path, restore_network
 from evaluation import BLOCK, best_items, stored
 from interactions import PADDING, SPLITS, Interactions, find_files
 from utils import (

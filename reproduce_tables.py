@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 import torch
-
 from checkpoint import restore_network
-from evaluation import evaluate_ranking, topk
 from figures import draw, points_of_runs
 from study import Study, execute_all
 from table_rows import METRICS, ROWS, TABLES, with_flags
+
+from evaluation import evaluate_ranking, topk
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]

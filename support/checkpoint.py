@@ -1,47 +1,80 @@
 """Checkpoints: writing them and their records, and reading this project's and the authors'.
 
-What is in them: checkpoints/README.md.
+What is in them: checkpoints/README.md. A network is a class that is handed in; a file only names
+one of those.
 """
 
 import json
+import os
+import pickle
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
-from caser import Caser
-from utils import UserError, atomic_write, fingerprint, load_tensors, versions
+from utils import DAMAGE, UserError, atomic_write, fingerprint, versions
 
-CHECKPOINT_KINDS = {
+KINDS = {
     dict: ("state_dict", "optimizer", "architecture", "config", "data", "metrics", "made_from",
            "epoch_random", "step_random"),
-    int: ("epoch_num", "step"), float: ("step_seconds",), str: ("script",), list: ("records",),
-    torch.Tensor: ("step_losses",),
+    int: ("epoch_num", "step"), float: ("step_seconds",), str: ("script", "network"),
+    list: ("records",), torch.Tensor: ("step_losses",),
 }  # fmt: skip
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, networks):
     """A checkpoint of this project's or of the authors' as a dict, without running its code.
 
-    Its ``path``, ``num_users`` and ``num_items`` are added; its ``architecture`` holds what the
-    weights' shapes tell, and drop, ac_conv and ac_fc where the file has them (the authors' has
-    not, nor ``script`` and ``data``). Raises UserError where it is no checkpoint.
+    networks: the classes that it may name; one that names none, as the authors', is of the first.
+    Its ``network`` is the class, and its ``path``, ``num_users`` and ``num_items`` are added; its
+    ``architecture`` holds what the weights' shapes tell, and the rest where the file has it (the
+    authors' has not, nor ``script`` and ``data``). Raises UserError where it is no checkpoint.
     """
     checkpoint = load_tensors(path)
     try:
-        return checkpoint | _verified(checkpoint) | {"path": str(path)}
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, NameError) as error:
+        return checkpoint | _verified(checkpoint, networks) | {"path": str(path)}
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: no checkpoint of this project's or of the authors' ({reason})"
         ) from None
 
 
-def _verified(checkpoint):
-    """The parts of a checkpoint that others rely on; some error where they are not as expected."""
+def load_tensors(path):
+    """``torch.load`` of tensors and plain values only, onto the CPU; runs no code of the file.
+
+    Raises UserError where the file is missing, truncated, holds anything else or claims to
+    unpack to more than it is.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; name the checkpoint in it")
+    try:
+        open(path, "rb").close()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch stores its records uncompressed
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError("its records are compressed")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old or odd pickles, which are then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever an unpickler says of bytes that are not its own
+        if isinstance(error, pickle.UnpicklingError):  # its text speaks to programmers
+            reason = "it holds something else than tensors and plain values"
+        else:
+            reason = str(error).strip().split("\n")[0][:120]
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
+
+
+def _verified(checkpoint, networks):
+    """The parts of a checkpoint that others rely on; some DAMAGE where they are not as expected."""
     for key in ("state_dict", "epoch_num", "optimizer"):
         if key not in checkpoint:
             raise ValueError(f"it has no {key}")
-    for kind, keys in CHECKPOINT_KINDS.items():
+    for kind, keys in KINDS.items():
         for key in checkpoint.keys() & keys:
             if not isinstance(checkpoint[key], kind):
                 raise ValueError(f"its {key} is no {kind.__name__}")
@@ -55,35 +88,34 @@ def _verified(checkpoint):
     for values in (*flat, *checkpoint.get("records", [])):
         if not all(isinstance(value, str | int | float | None) for value in values.values()):
             raise ValueError("it holds more than plain values")
-
     for name in ("dataset", "split", "train_root", "test_root"):
         if not isinstance(config.get(name), str | None):
             raise ValueError(f"its {name} is no text")
 
+    named = checkpoint.get("network", networks[0].name)
+    network = next((network for network in networks if network.name == named), None)
+    if network is None:
+        raise ValueError(f"its network {named!r} is none that is known here")
     weights = {name: value.detach() for name, value in checkpoint["state_dict"].items()}
     for value in weights.values():
         if value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous():
             raise ValueError("its weights are no plain float32")
-    saved = checkpoint.get("architecture", {})
-    saved = {name: saved[name] for name in ("drop", "ac_conv", "ac_fc") if name in saved}
-    architecture = Caser.architecture_of(weights) | saved
-    if architecture["L"] < 1 or architecture["d"] < 1:
+    told = network.arguments_of(weights)
+    if min(told["num_users"], told["num_items"], told["L"], told["d"]) < 1:
         raise ValueError("its weights are empty")
-    sizes = [len(weights[f"{table}_embeddings.weight"]) for table in ("user", "item")]
+    saved = {name: value for name, value in checkpoint.get("architecture", {}).items()
+             if name in {flag for flag, *_ in network.flags}}  # fmt: skip
+    arguments = saved | told
     with torch.device("meta"):  # shapes without memory
-        shapes = {name: v.shape for name, v in Caser(*sizes, **architecture).state_dict().items()}
-    known = {name: v.shape for name, v in weights.items() if name in shapes}
-    if any(shapes[name] != shape for name, shape in known.items()):
+        expected = {name: v.shape for name, v in network(**arguments).state_dict().items()}
+    if any(weights[name].shape != expected[name] for name in weights.keys() & expected.keys()):
         raise ValueError("the shapes of its weights do not fit together")
     if not all(value.isfinite().all() for value in weights.values()):
         raise ValueError("its weights are not finite")
+    sizes = {name: arguments.pop(name) for name in ("num_users", "num_items")}
     return {
-        "config": config,
-        "state_dict": weights,
-        "architecture": architecture,
-        "num_users": sizes[0],
-        "num_items": sizes[1],
-    }
+        "network": network, "config": config, "state_dict": weights, "architecture": arguments
+    } | sizes  # fmt: skip
 
 
 def fingerprint_weights(checkpoint):
@@ -101,22 +133,23 @@ def load_weights(net, checkpoint):
 
 
 def restore_network(checkpoint, settings=None):
-    """The Caser of a checkpoint; what its file does not tell comes from ``settings``."""
+    """The network of a checkpoint; what its file does not tell comes from ``settings``, a dict."""
     sizes = checkpoint["num_users"], checkpoint["num_items"]
-    net = Caser(*sizes, **(settings or {}) | checkpoint["architecture"])
+    arguments = {name: settings[name] for name, *_ in checkpoint["network"].flags if settings}
+    net = checkpoint["network"](*sizes, **arguments | checkpoint["architecture"])
     load_weights(net, checkpoint)
     return net
 
 
-def save_run(path, model, args, data):
+def save_run(path, model, script, args, data):
     """Write the records and then the checkpoint ``path``, each of them atomically.
 
     In that order, since a resumed run drops records past its checkpoint and can't make up missing
-    ones.
+    ones. script: what can resume it.
     """
     config = dict(vars(args))
     header = {
-        "script": model.script,
+        "script": script,
         "config": config,
         "seed": args.seed,
         "device": str(model.device),
@@ -128,7 +161,8 @@ def save_run(path, model, args, data):
         for record in (header, *model.records):
             file.write(json.dumps(record) + "\n")
     with atomic_write(path) as file:
-        torch.save(model.state() | {"config": config, "data": data.identity}, file)
+        more = {"script": script, "config": config, "data": data.identity}
+        torch.save(model.state() | more, file)
 
 
 def records_path(path):

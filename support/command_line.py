@@ -1,7 +1,10 @@
-"""What the command lines of train_caser.py and distill_caser.py share: their flags, and the way
-from there to a trained or evaluated model.
+"""What the command lines of the training scripts share: their flags, and the way from there to a
+trained or evaluated model. The network is a class that is handed in.
 """
 
+import argparse
+import contextlib
+import importlib.util
 import os
 import shlex
 import sys
@@ -9,30 +12,37 @@ import time
 from functools import partial
 from pathlib import Path
 
-from caser import ACTIVATIONS, Caser
-from checkpoint import read_checkpoint, records_path, restore_network, save_run
+import torch
+
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
-from interactions import SPLITS, DataSet, find_files
+from support.checkpoint import (
+    load_tensors,
+    read_checkpoint,
+    records_path,
+    restore_network,
+    save_run,
+)
+from support.data_set import SPLITS, DataSet, find_files
 from utils import (
+    DAMAGE,
     Parser,
     UserError,
-    boolean,
+    device_flag,
     first_free,
     in_range,
-    load_tensors,
     numeric_flag,
     path_flag,
     pick_device,
     require_writable,
-    saved_flags,
     set_seed,
-    tensorboard_folder,
-    tensorboard_log,
 )
 
 
-def shared_args_parser(description, d):
-    """The flags that both scripts have. description: its first line is shown. d: the default."""
+def training_parser(description, network, d):
+    """The flags of every training script.
+
+    description: its first line is shown. network: the class. d: the default of that flag.
+    """
     parser = Parser(description=description.split("\n")[0])
     # fmt: off
     data = parser.add_argument_group("data")
@@ -42,10 +52,17 @@ def shared_args_parser(description, d):
     path_flag(data, "--train_root", "rows to learn from, in place of --dataset's")
     path_flag(data, "--test_root", "rows to predict, with --train_root")
 
-    add_network_flags(parser.add_argument_group("network (Caser)"), d)
+    group = parser.add_argument_group(f"network ({network.__name__})")
+    for name, default, kind, allowed, meaning in network.flags:
+        if kind is str:
+            group.add_argument(f"--{name}", default=default, choices=allowed, help=meaning)
+        else:
+            default = d if name == "d" else default
+            numeric_flag(group, f"--{name}", default, kind, allowed, meaning)
 
     training = parser.add_argument_group("training")
     flag = partial(numeric_flag, training)
+    flag("--T", 1, int, "[1, 1000]", "T: the targets of a window")
     flag("--n_iter", 50, int, "[1, 1e9]", "epochs in all, those of --checkpoint included")
     flag("--batch_size", 512, int, "[1, 1e9]", "instances per step")
     flag("--learning_rate", 1e-3, float, "(0, 1000]", "of Adam")
@@ -53,8 +70,7 @@ def shared_args_parser(description, d):
     flag("--neg_samples", 3, int, "[1, 1e9]", "negatives per instance")
     flag("--train_fraction", 1.0, float, "(0, 1]", "share of the training instances that are used")
     flag("--seed", 1234, int, "[0, 4294967295]", "of every random number")
-    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
-                          help="auto is cuda where there is one, else cpu")
+    device_flag(training)
     training.add_argument("--use_cuda", type=boolean, metavar="BOOL",
                           help="the authors' flag: true is --device cuda, false is --device cpu")
 
@@ -75,36 +91,21 @@ def shared_args_parser(description, d):
     return parser
 
 
-NETWORK_FLAGS = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
+def boolean(text):
+    """The flag value 1/0, true/false, t/f, yes/no, y/n, on/off, in any case, as a bool."""
+    word = text.strip().lower()
+    if word in {"1", "true", "t", "yes", "y", "on"}:
+        return True
+    if word in {"0", "false", "f", "no", "n", "off"}:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false; give true or false")
 
 
-def add_network_flags(group, d):
-    """Give an argument group the flags that describe a Caser, with ``d`` as its default d."""
-    # fmt: off
-    flag = partial(numeric_flag, group)
-    flag("--L", 5, int, "[1, 1000]", "L: the items of a window")
-    flag("--T", 1, int, "[1, 1000]", "T: the targets of a window")
-    flag("--d", d, int, "[1, 100000]", "d: dimension of the embeddings")
-    flag("--nv", 2, int, "[0, 100000]", "n~: vertical filters")
-    flag("--nh", 16, int, "[0, 100000]", "n: horizontal filters of each height")
-    flag("--drop", 0.5, float, "[0, 1)", "dropout before the fully connected layer")
-    group.add_argument("--ac_conv", default="iden", choices=ACTIVATIONS,
-                       help="phi_c: activation of the horizontal convolution")
-    group.add_argument("--ac_fc", default="sigm", choices=ACTIVATIONS,
-                       help="phi_a: activation of the fully connected layer")
-    # fmt: on
-
-
-def network_settings(args):
-    """The settings of a Caser that flags of the same names give."""
-    if not args.nv and not args.nh:
-        raise UserError("--nv 0 and --nh 0 together leave nothing of the window; keep one")
-    return {name: getattr(args, name) for name in NETWORK_FLAGS}
-
-
-def network_factory(args):
-    """The (num_users, num_items) -> Caser that the flags describe."""
-    return partial(Caser, **network_settings(args))
+def tensorboard_folder(text):
+    """A flag type: a folder for TensorBoard, whose package must be there."""
+    if not importlib.util.find_spec("tensorboard"):
+        raise argparse.ArgumentTypeError("needs TensorBoard: pip install tensorboard")
+    return text
 
 
 # A resumed run takes these flags from its own command line alone ...
@@ -116,12 +117,12 @@ FREE_FLAGS = {"n_iter", "eval_every", "save_every", "teacher_model_path", "teach
               "teacher_topk_path"} | DATA_FLAGS  # fmt: skip
 
 
-def read_command(parser, script, argv):
+def read_command(parser, script, networks, argv):
     """Parse the flags, and the checkpoint that ``--checkpoint`` names: (args, checkpoint)."""
     args, given = parser.parse(argv)
     if args.evaluate and not args.checkpoint:
         raise UserError("--evaluate needs --checkpoint, the model to evaluate")
-    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
+    checkpoint = read_checkpoint(args.checkpoint, networks) if args.checkpoint else None
     if checkpoint:
         if not args.evaluate and checkpoint.get("script", script) != script:
             raise UserError(f"{args.checkpoint}: {checkpoint['script']} made it and can resume it")
@@ -164,7 +165,11 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
                 f"--{name} {getattr(args, name)}: {args.checkpoint} has {settings[name]};"
                 " leave the flag out"
             )
-    saved = saved_flags(settings, names)
+    saved = [
+        f"--{name}={settings[name]}"
+        for name in sorted(settings.keys() & names)
+        if settings[name] is not None
+    ]
     try:
         parser.parse(saved)
     except UserError as error:
@@ -196,7 +201,7 @@ def print_notes(notes):
 def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     """Load a checkpoint's network for the data, print its metrics, return it."""
     print_notes(data.check(checkpoint, args.allow_other_data))
-    net = restore_network(checkpoint, network_settings(args)).to(args.device)
+    net = restore_network(checkpoint, vars(args)).to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
     standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
@@ -205,9 +210,14 @@ def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     return net
 
 
-def output_path(args, data, suffix=""):
-    """Where the checkpoint goes, its folder made and tried: UserError where nothing can."""
-    name = f"{data.name}-caser-dim={args.d}{suffix}.pth.tar"
+def checkpoint_name(data_name, network, d, suffix=""):
+    """The name of a checkpoint's file; suffix: "-rd" for a distilled student."""
+    return f"{data_name}-{network.name}-dim={d}{suffix}.pth.tar"
+
+
+def output_path(args, name):
+    """Where the checkpoint called ``name`` goes, or the resumed one; its folder is made and tried:
+    UserError where nothing can."""
     path = Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
     require_writable(path)
     require_writable(records_path(path))
@@ -227,7 +237,7 @@ def keep_other_run(path, args, data):
         old = load_tensors(path)
         if origin(old["config"], old["data"]) == origin(vars(args), data.identity):
             return
-    except (UserError, LookupError, TypeError, AttributeError):
+    except (UserError, *DAMAGE):
         pass  # not this project's, or damaged: not to be destroyed either
     stem = str(path).removesuffix(".pth.tar")
     kept = first_free(lambda number: Path(f"{stem}.old{number}.pth.tar"))
@@ -240,7 +250,29 @@ def keep_other_run(path, args, data):
     print(f"note: {path} is of other flags or data; it is kept as {kept}")
 
 
-def run(model, path, args, data, checkpoint):
+@contextlib.contextmanager
+def tensorboard_log(folder, first_epoch):
+    """Give a function that writes the numbers of {"epoch": n, name: number} for TensorBoard.
+
+    What an earlier run left in the folder from ``first_epoch`` on is hidden. Without a folder,
+    gives None.
+    """
+    if folder is None:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    with SummaryWriter(folder, purge_step=first_epoch) as writer:
+
+        def log(record):
+            for name in record.keys() - {"epoch"}:
+                writer.add_scalar(name.replace("@", "_at_"), record[name], record["epoch"])
+            writer.flush()
+
+        yield log
+
+
+def train_model(model, path, script, args, data, checkpoint):
     """Train ``model`` as the flags say, saving as it goes; return the exit status."""
     set_seed(args.seed)
     model.prepare(data.train)
@@ -249,13 +281,13 @@ def run(model, path, args, data, checkpoint):
     else:
         print_notes(data.check(checkpoint, args.allow_other_data))
         if checkpoint.get("data", data.identity).get("test") != data.identity["test"]:
-            print(f"note: {data.test.path}: not the rows that earlier epochs were evaluated on")
+            print(f"note: {data.test_path}: not the rows that earlier epochs were evaluated on")
         model.restore(checkpoint)
-    save = partial(save_run, path, model, args, data)
+    save = partial(save_run, path, model, script, args, data)
     with tensorboard_log(args.tensorboard, model.epoch_num + 1) as log:
         stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save, log)
     if model.epoch_num < args.n_iter:
-        again = ["python", model.script, "--checkpoint", str(path)]
+        again = ["python", script, "--checkpoint", str(path)]
         if args.allow_other_data:
             again.append("--allow_other_data")
         if args.device != str(pick_device("auto")):
@@ -268,31 +300,27 @@ def run(model, path, args, data, checkpoint):
     return 0
 
 
-def nothing_to_do(args, checkpoint):
-    """Whether the checkpoint to resume has its epochs; says so."""
-    done = checkpoint is not None and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter
-    if done:
-        print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
-              f" and --n_iter is {args.n_iter}")  # fmt: skip
-    return done
+def training_command(parser, script, network, networks, argv, make):
+    """Do what the command line of a training script asks for; return the exit status.
 
-
-def carry_out(parser, script, argv, make):
-    """Do what the command line asks for; return the exit status.
-
-    make: (args, network factory, DataSet, checkpoint or None) -> (Recommender, path of its
+    networks: those that a checkpoint may name.
+    make: (args, data, checkpoint or None, factory of networks) -> (Recommender, path of its
     checkpoint), called where something is to be trained.
     """
-    args, checkpoint = read_command(parser, script, argv)
-    if nothing_to_do(args, checkpoint):
+    args, checkpoint = read_command(parser, script, networks, argv)
+    if checkpoint and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter:
+        print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
+              f" and --n_iter is {args.n_iter}")  # fmt: skip
         return 0
-    network = network_factory(args)
+    make_network = partial(network, **{name: getattr(args, name) for name, *_ in network.flags})
+    with torch.device("meta"):  # what can't be is refused before anything is read
+        make_network(1, 1)
     data = load_data(args)
     if args.evaluate:
         evaluate_checkpoint(args, data, checkpoint)
         return 0
-    model, path = make(args, network, data, checkpoint)
-    return run(model, path, args, data, checkpoint)
+    model, path = make(args, data, checkpoint, make_network)
+    return train_model(model, path, script, args, data, checkpoint)
 
 
 def training_options(args):

@@ -1,0 +1,273 @@
+"""Distil a small recommender from a large one through its top-K lists."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation import best_items, scoring_blocks
+from interactions import PADDING, csr_indices
+from losses import (
+    distillation_loss,
+    estimated_rank,
+    normalized,
+    position_importance_weight,
+    ranking_discrepancy_weight,
+)
+from recommender import NETWORKS, Recommender
+from support.checkpoint import fingerprint_weights, read_checkpoint
+from support.command_line import (
+    checkpoint_name,
+    evaluate_checkpoint,
+    output_path,
+    training_command,
+    training_options,
+    training_parser,
+)
+from support.list_cache import load_or_build_lists, require_same_lists
+from utils import UserError, numeric_flag, path_flag
+
+
+def distill(network, script, description, d, argv=None):
+    """Distil a student by a command line; return the exit status. Arguments as for
+    ``recommender.train``."""
+    make = partial(_make_distilled, network)
+    parser = distillation_parser(description, network, d)
+    return training_command(parser, script, network, NETWORKS, argv, make)
+
+
+class DistilledRecommender(Recommender):
+    """A Recommender that also learns from a teacher's list of K items per training instance.
+
+    Parameters
+    ----------
+    make_network, options: as for Recommender.
+    teacher_topk: (instances, K) integer array, row i for window i of ``train.sequences``, the
+        teacher's best item first. A 0 is padding and weighs nothing.
+    teach_alpha: factor of the distillation loss beside the ranking loss, a / (1 - a) for the
+        paper's balance a.
+    lamda: of the position importance (Eq. 8).
+    mu: of the ranking discrepancy (Eq. 9).
+    num_dynamic_samples: items S that estimate a rank.
+    dynamic_start_epoch: the last epoch without the discrepancy.
+    weights: "hybrid", "position", "discrepancy" or "uniform", the columns of the paper's Table 4.
+    hybrid_weight: "product", as in the authors' code, or "normalized", as in the paper.
+    made_from: dict of plain values, what the lists were made from; kept in checkpoints.
+    """
+
+    tells_regular_loss = True
+
+    def __init__(
+        self,
+        make_network,
+        teacher_topk,
+        teach_alpha=1.0,
+        lamda=1.0,
+        mu=0.1,
+        num_dynamic_samples=100,
+        dynamic_start_epoch=10,
+        weights="hybrid",
+        hybrid_weight="product",
+        made_from=None,
+        **options,
+    ):
+        super().__init__(make_network, **options)
+        self.teacher_topk = teacher_topk
+        self.teach_alpha = teach_alpha
+        self.lamda = lamda
+        self.mu = mu
+        self.num_dynamic_samples = num_dynamic_samples
+        self.dynamic_start_epoch = dynamic_start_epoch
+        self.weights = weights
+        self.hybrid_weight = hybrid_weight
+        self.made_from = made_from or {}
+
+    def prepare(self, train):
+        super().prepare(train)
+        K = self.teacher_topk.shape[1]
+        self.lists = torch.from_numpy(self.teacher_topk).to(self.device)
+        self.has_padding = bool((self.lists == PADDING).any())
+        by_position = self.weights in {"hybrid", "position"}
+        weight = position_importance_weight(K, self.lamda) if by_position else torch.ones(K) / K
+        self.static_weight = weight.to(self.device)
+
+    def more_items(self, rows):
+        return self.lists[rows].long()
+
+    def more_loss(self, rows, users, x, items, scores):
+        weight = self._weight(rows, users, x.detach(), items, scores.detach())
+        return self.teach_alpha * distillation_loss(scores, weight)
+
+    @torch.no_grad()
+    def _weight(self, rows, users, x, items, scores):
+        """w_r for the teacher's ``items`` (B, K) with the student's ``scores`` (B, K)."""
+        weight = self.static_weight.expand_as(scores)
+        if self.has_padding:
+            weight = weight * (items != PADDING)
+        epoch = self.epoch_num + 1
+        if self.weights in {"position", "uniform"} or epoch <= self.dynamic_start_epoch:
+            return weight
+        samples = self.draw_dynamic_samples(rows, users)
+        same = samples[:, None, :] == items[:, :, None]  # (B, K, S)
+        rank = estimated_rank(scores, self.net.score(x, samples), self.sampler.n + 1, same)
+        weight = weight * ranking_discrepancy_weight(rank, self.mu)
+        if self.weights == "hybrid" and self.hybrid_weight == "normalized":
+            weight = normalized(weight)
+        return weight
+
+    def draw_dynamic_samples(self, rows, users):
+        """(B, S) int64, items that ``users`` (B,) do not have in train."""
+        return self.sampler.draw(users, self.num_dynamic_samples)
+
+    def state(self):
+        return super().state() | {"made_from": self.made_from}
+
+    def restore(self, checkpoint):
+        require_same_lists(checkpoint, self.made_from)
+        super().restore(checkpoint)
+
+
+# -------------------------------------------------------------------- the teacher's lists
+
+
+def teacher_lists(net, train, K, exclude="target"):
+    """The teacher's K best items for every window of ``train.sequences``.
+
+    exclude: "target", the window's own targets are left out, or "observed", all of the user's
+    train items. Padding always is. Returns (n, K) int32, best first.
+    """
+    net.eval()
+    windows, observed = train.sequences, train.tocsr()
+    lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
+    for block in scoring_blocks(len(lists), train.num_items):
+        users, targets = windows.user_ids[block], windows.targets[block]
+        if exclude == "observed":
+            out = csr_indices(observed[users])
+        else:
+            out = np.repeat(np.arange(len(users)), targets.shape[1]), targets.flatten()
+        # Only an owner of everything, on whose windows nothing is trained, has fewer than K.
+        lists[block], _ = best_items(net, windows.sequences[block], users, out, K)
+    return lists
+
+
+def check_K(K, train, exclude):
+    """UserError where some list could not be filled with K items."""
+    items = train.num_items - 1
+    if exclude == "observed":
+        histories = np.diff(train.tocsr().indptr)
+        left_out, what = histories[histories < items].max(initial=0), "the longest history"
+    else:
+        left_out, what = train.sequences.targets.shape[1], "T"
+    most = items - left_out
+    if most < 1:
+        raise UserError(f"--K: no list can be filled: {items} items, {left_out} left out ({what})")
+    if most < K:
+        raise UserError(f"--K {K}: must be in [1, {most}]: the number of items less {what}")
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def distillation_parser(description, network, d):
+    """The flags of ``training_parser`` and those of distillation."""
+    parser = training_parser(description, network, d)
+    group = parser.add_argument_group("distillation")
+    flag = partial(numeric_flag, group)
+    # fmt: off
+    path_flag(group, "--teacher_model_path", "the teacher's checkpoint "
+              "(default: DIR/DATASET-NETWORK-dim=TEACHER_MODEL_DIM.pth.tar)")
+    flag("--teacher_model_dim", 100, int, "[1, 100000]", "d in the default path of the teacher")
+    path_flag(group, "--teacher_topk_path", "cache of the teacher's lists "
+              "(default: DIR/DATASET-teacher-dim=D-top=K.npy)")
+    group.add_argument("--teacher_exclude", default="target", choices=["target", "observed"],
+                       help="what the lists leave out: the target, as in the authors' code, or "
+                       "all of the user's train items, as in the paper")
+    flag("--K", 10, int, "[1, 1e9]", "K: length of the teacher's list")
+    flag("--teach_alpha", 1.0, float, "[0, 1e6]",
+         "alpha / (1 - alpha): factor of the distillation loss")
+    flag("--lamda", 1.0, float, "(0, 1e6]", "lambda of Eq. 8, the position importance")
+    flag("--mu", 0.1, float, "(0, 1e6]", "mu of Eq. 9, the ranking discrepancy")
+    flag("--dynamic_samples", 100, int, "[1, 1e9]", "epsilon: items that estimate a rank",
+         "--num_dynamic_samples")
+    flag("--dynamic_start_epoch", 10, int, "[0, 1e9]", "last epoch without ranking discrepancy")
+    group.add_argument("--weights", default="hybrid",
+                       choices=["hybrid", "position", "discrepancy", "uniform"],
+                       help="w of Table 4: w^a w^b, w^a, w^b / K or 1 / K; up to "
+                       "--dynamic_start_epoch the first is w^a and the third 1 / K")
+    group.add_argument("--hybrid_weight", default="product", choices=["product", "normalized"],
+                       help="w^a w^b as it is, as in the authors' code, or divided by its sum, as "
+                       "in the paper")
+    # fmt: on
+    return parser
+
+
+def _make_distilled(network, args, data, checkpoint, make_network):
+    """The DistilledRecommender that the flags describe, and the path of its checkpoint."""
+    check_K(args.K, data.train, args.teacher_exclude)
+    teacher_path = _find_teacher(args, data, network)
+    path = output_path(args, checkpoint_name(data.name, network, args.d, "-rd"))
+    if os.path.realpath(teacher_path) == os.path.realpath(path):
+        raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
+                        " --output_dir")  # fmt: skip
+    lists, made_from = _lists_for(args, data, teacher_path, checkpoint)
+    model = DistilledRecommender(
+        make_network,
+        lists,
+        args.teach_alpha,
+        args.lamda,
+        args.mu,
+        args.dynamic_samples,
+        args.dynamic_start_epoch,
+        args.weights,
+        args.hybrid_weight,
+        made_from,
+        **training_options(args),
+    )
+    return model, path
+
+
+def _find_teacher(args, data, network):
+    """The path of the teacher's checkpoint; UserError where there is none."""
+    default = checkpoint_name(data.name, network, args.teacher_model_dim)
+    path = args.teacher_model_path or str(Path(args.output_dir, default))
+    if not os.path.exists(path):
+        raise UserError(
+            f"{path}: no such teacher; train it with train_{network.name}.py, or name one with"
+            " --teacher_model_path"
+        )
+    return path
+
+
+def _lists_for(args, data, path, student=None):
+    """Load the teacher at ``path``, print its metrics, load or build its lists for the data.
+
+    student: the checkpoint to resume, if any. Returns (lists, what they were made from).
+    """
+    teacher = read_checkpoint(path, NETWORKS)
+    d, L = (teacher["architecture"][name] for name in ("d", "L"))
+    if L != args.L:
+        raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
+    net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
+    made_from = {
+        "teacher": fingerprint_weights(teacher),
+        "data": data.identity["fingerprint"],
+        "L": args.L,
+        "T": args.T,
+        "K": args.K,
+        "exclude": args.teacher_exclude,
+        "activations": ", ".join(v for v in net.architecture.values() if isinstance(v, str)),
+    }
+    if student and "made_from" in student and not args.teacher_topk_path:
+        require_same_lists(student, made_from)  # before a cache is replaced
+    kind = "" if teacher["network"] is NETWORKS[0] else f"{net.name}-"
+    default = f"{data.name}-{kind}teacher-dim={d}-top={args.K}.npy"
+    return load_or_build_lists(
+        Path(args.teacher_topk_path or Path(args.output_dir, default)),
+        args.teacher_topk_path is not None,
+        made_from,
+        (len(data.train.sequences.user_ids), args.K),
+        data.train.num_items,
+        partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
+    )

@@ -1,0 +1,347 @@
+"""Train a sequential recommender: the one fit, for a network alone and for a distilled one."""
+
+import contextlib
+import math
+import signal
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from caser import Caser
+from evaluation import evaluate_ranking, mean_metrics, metrics_line
+from interactions import ComplementSampler
+from losses import pointwise_loss
+from support.checkpoint import load_weights
+from support.command_line import (
+    checkpoint_name,
+    output_path,
+    training_command,
+    training_options,
+    training_parser,
+)
+from utils import DAMAGE, UserError
+
+# What a checkpoint may name; the first is that of a file that names none, as the authors'. A
+# network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``represent``, ``score``,
+# ``score_all`` and ``add_mean_user`` as Caser has them.
+NETWORKS = (Caser,)
+
+
+def train(network, script, description, d, argv=None):
+    """Train a network by a command line; return the exit status.
+
+    network: a class of NETWORKS. script: the file that can resume the run. description: what
+    --help says first. d: the default dimension.
+    """
+
+    def make(args, data, checkpoint, make_network):
+        path = output_path(args, checkpoint_name(data.name, network, args.d))
+        return Recommender(make_network, **training_options(args)), path
+
+    parser = training_parser(description, network, d)
+    return training_command(parser, script, network, NETWORKS, argv, make)
+
+
+class Recommender:
+    """Trains a sequential network on the ranking loss, evaluates it, and keeps checkpoints.
+
+    Parameters
+    ----------
+    make_network: (num_users, num_items) -> a network, such as Caser.
+    n_iter: epochs in all.
+    batch_size: instances a step.
+    l2: weight decay, in the gradient.
+    neg_samples: negatives per instance.
+    learning_rate: of Adam.
+    train_fraction: share of the training instances that are used, drawn once.
+    device: where all of it runs.
+
+    Attributes
+    ----------
+    net: the network, once there is one.
+    epoch_num: the last finished epoch.
+    step: batches done of the next.
+    records: list of dict, one per finished epoch.
+    """
+
+    tells_regular_loss = False  # whether the logged loss holds more than the ranking loss
+
+    def __init__(
+        self,
+        make_network,
+        n_iter=50,
+        batch_size=512,
+        l2=1e-6,
+        neg_samples=3,
+        learning_rate=1e-3,
+        train_fraction=1.0,
+        device="cpu",
+    ):
+        self.make_network = make_network
+        self.n_iter = n_iter
+        self.batch_size = batch_size
+        self.l2 = l2
+        self.neg_samples = neg_samples
+        self.learning_rate = learning_rate
+        self.train_fraction = train_fraction
+        self.device = torch.device(device)
+        self.net = None
+        self.epoch_num = self.step = 0
+        self.records = []
+        self._seconds = 0.0  # what an interrupted epoch had taken
+        self._losses = None  # (batches, 2) of the running epoch: loss, regular loss
+        self._epoch_random = self._step_random = None
+
+    # ------------------------------------------------------------------------- training
+
+    def prepare(self, train):
+        """Put the windows of ``train`` (after ``to_sequence``) on the device; make the network."""
+        windows = train.sequences
+        self.users, self.sequences, self.targets = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+            for array in (windows.user_ids, windows.sequences, windows.targets)
+        )
+        self.sampler = ComplementSampler(train.tocsr(), train.num_items - 1, self.device)
+        self.instances = (self.sampler.counts[self.users] > 0).nonzero().flatten()
+        if self.train_fraction < 1:
+            shuffle = torch.randperm(len(self.instances))  # on the CPU: alike on every device
+            kept = shuffle[: math.ceil(self.train_fraction * len(shuffle))].sort().values
+            self.instances = self.instances[kept.to(self.device)]
+        if self.net is None:
+            self.net = self.make_network(train.num_users, train.num_items).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.net.parameters(), lr=self.learning_rate, weight_decay=self.l2, fused=True
+        )
+
+    def fit(self, train, test=None, eval_every=10, save_every=None, save=None, log=None):
+        """Train up to epoch ``n_iter``, printing a line per epoch.
+
+        test: Interactions to evaluate on after every ``eval_every`` epochs and the last one.
+        save: called without arguments after every ``save_every`` epochs (default: each
+        evaluation), after the last one, and on Ctrl-C, SIGTERM or SIGHUP after the running step.
+        log: called with every finished epoch's record, a dict of numbers.
+
+        Returns the signal number that stopped it, or None. Raises UserError, naming epoch and
+        batch, when a loss is not finite; nothing is saved then.
+        """
+        with _StopRequest() as stop:
+            while self.epoch_num < self.n_iter:
+                record = self._run_epoch(stop)
+                if record is None:
+                    if save:
+                        save()
+                    break
+                epoch, last = record["epoch"], record["epoch"] == self.n_iter
+                evaluated = test is not None and (last or epoch % eval_every == 0)
+                if evaluated:
+                    started = time.perf_counter()
+                    record |= mean_metrics(evaluate_ranking(self.net, train, test))
+                    record["eval_seconds"] = round(time.perf_counter() - started, 4)
+                self.records.append(record)
+                if save and (last or (epoch % save_every == 0 if save_every else evaluated)):
+                    save()
+                try:
+                    print(self._log_line(record), flush=True)
+                except BrokenPipeError:  # whoever read it has left, as `head` does
+                    if save:
+                        save()
+                    raise
+                if log:
+                    log(record)
+            return stop.signal_number
+
+    def _run_epoch(self, stop):
+        """One pass over the instances; None where ``stop`` came in between."""
+        epoch = self.epoch_num + 1
+        started = time.perf_counter() - self._seconds
+        self._epoch_random = _random_state(self.device)
+        batches = self.epoch_order().split(self.batch_size)
+        if self.step:
+            _set_random_state(self._step_random, self.device)
+        else:
+            self._losses = torch.zeros(len(batches), 2, device=self.device)
+        self.net.train()
+        bar = tqdm(batches[self.step :], f"Epoch {epoch}", leave=False, disable=None)
+        for rows in bar:
+            if stop.signal_number:
+                self._seconds = time.perf_counter() - started
+                self._check_losses(epoch)
+                bar.close()
+                return None
+            loss, regular_loss = self.train_on(rows)
+            self._losses[self.step, 0] = loss.detach()
+            self._losses[self.step, 1] = regular_loss.detach()
+            self.step += 1
+        loss, regular_loss = self._check_losses(epoch).mean(0).tolist()
+        self.epoch_num, self.step, self._seconds, self._epoch_random = epoch, 0, 0.0, None
+        record = {"epoch": epoch, "loss": loss}
+        if self.tells_regular_loss:
+            record["regular_loss"] = regular_loss
+        return record | {"train_seconds": round(time.perf_counter() - started, 4)}
+
+    def train_on(self, rows):
+        """One step of the optimizer on instances ``rows``; returns what ``_batch_loss`` does."""
+        loss, regular_loss = self._batch_loss(rows)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss, regular_loss
+
+    def _batch_loss(self, rows):
+        """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
+        users, targets = self.users[rows], self.targets[rows]
+        more_items = self.more_items(rows)
+        x = self.net.represent(self.sequences[rows], users)
+        items = torch.cat([targets, self.draw_negatives(rows, users), more_items], 1)
+        scores = self.net.score(x, items)
+        T = targets.shape[1]
+        positive, negative, more = scores.split([T, self.neg_samples, more_items.shape[1]], 1)
+        regular_loss = pointwise_loss(positive, negative)
+        return regular_loss + self.more_loss(rows, users, x, more_items, more), regular_loss
+
+    def _check_losses(self, epoch):
+        """The running epoch's losses so far; UserError at the first that is not finite."""
+        losses = self._losses[: self.step].cpu().double()
+        bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
+        weights_bad = not all(value.isfinite().all() for value in self.net.state_dict().values())
+        if bad or weights_bad:
+            batch = bad[0] + 1 if bad else self.step
+            what = "loss" if bad else "weights"
+            raise UserError(
+                f"epoch {epoch}, batch {batch}: the {what} stopped being finite; lower"
+                " --learning_rate. Nothing was saved after the last good checkpoint"
+            )
+        return losses
+
+    def _log_line(self, record):
+        parts = [f"Epoch {record['epoch']} [{record['train_seconds']:.1f} s]\tloss="]
+        parts.append(f"{record['loss']:.4f}")
+        if self.tells_regular_loss:
+            parts.append(f", regular_loss={record['regular_loss']:.4f}")
+        if "map" in record:
+            parts.append(f", {metrics_line(record)}[{record['eval_seconds']:.1f} s]")
+        return "".join(parts)
+
+    # What differs between training alone, distilling, and repeating recorded draws.
+
+    def epoch_order(self):
+        """The order of this epoch's instances: (n,) int64."""
+        shuffle = torch.randperm(len(self.instances), device=self.device)
+        return self.instances[shuffle]
+
+    def draw_negatives(self, rows, users):
+        """(B, neg_samples) int64, items that ``users`` (B,) do not have in train."""
+        return self.sampler.draw(users, self.neg_samples)
+
+    def more_items(self, rows):
+        """Items (B, M) to score beside targets and negatives; here M = 0."""
+        return self.targets.new_empty(len(rows), 0)
+
+    def more_loss(self, rows, users, x, items, scores):
+        """What is added to the ranking loss: a scalar from the ``scores`` (B, M) of ``items``."""
+        return 0
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def state(self):
+        """Tensors and plain values that a later process needs to go on as if it were this one."""
+        return {
+            "epoch_num": self.epoch_num,
+            "state_dict": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "network": self.net.name,
+            "architecture": self.net.architecture,
+            "records": self.records,
+            "metrics": next((r for r in reversed(self.records) if "map" in r), {}),
+            "epoch_random": self._epoch_random or _random_state(self.device),
+            "step_random": _random_state(self.device),
+            "step_losses": self._losses[: self.step].clone(),
+            "step_seconds": self._seconds,
+        }
+
+    def restore(self, checkpoint):
+        """Take over what ``state()`` gave, or the authors' three keys; after ``prepare``."""
+        load_weights(self.net, checkpoint)
+        try:
+            _restore_adam(self.optimizer, checkpoint["optimizer"])
+            self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
+            self.records = list(checkpoint.get("records", []))
+            if "epoch_random" in checkpoint:
+                self._step_random = checkpoint["step_random"]
+                for state in (self._step_random, checkpoint["epoch_random"]):  # both must be good
+                    _set_random_state(state, self.device)
+                self._seconds = checkpoint["step_seconds"]
+                batches = -(-len(self.instances) // self.batch_size)
+                if not (0 <= self.step < batches and 0 <= self._seconds < math.inf):
+                    raise ValueError(f"it stands at step {self.step} of {batches}")
+                self._losses = torch.zeros(batches, 2, device=self.device)
+                self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
+
+
+def _random_state(device):
+    """The states of every generator that training on ``device`` draws from, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = getattr(torch, device.type).get_rng_state()
+    return state
+
+
+def _set_random_state(state, device):
+    """Undo what was drawn since ``_random_state(device)`` gave ``state``."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+def _restore_adam(optimizer, saved):
+    """Take the moments out of a saved state dict of Adam's, an old torch's too; the settings stay
+    those of ``optimizer``. Raises LookupError, TypeError or ValueError where they do not fit."""
+    present = optimizer.state_dict()
+    old_names, new_names = saved["param_groups"][0]["params"], present["param_groups"][0]["params"]
+    present["state"] = {
+        new: {key: saved["state"][old][key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for new, old in zip(new_names, old_names, strict=True)
+        if old in saved["state"]
+    }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for new, parameter in zip(new_names, parameters, strict=True):
+        for moment in ("exp_avg", "exp_avg_sq") if new in present["state"] else ():
+            if present["state"][new][moment].shape != parameter.shape:
+                raise ValueError("a moment of its optimizer does not fit its weight")
+    optimizer.load_state_dict(present)
+    for state in optimizer.state.values():
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if not (mean.isfinite().all() and (square >= 0).all() and state["step"] >= 0):
+            raise ValueError("a moment of its optimizer is damaged")
+
+
+class _StopRequest:
+    """Turns Ctrl-C, SIGTERM and SIGHUP, unless that is ignored (nohup), inside a ``with`` block
+    into ``signal_number``; the block itself decides when to stop. A second signal does what it
+    always does."""
+
+    def __enter__(self):
+        self.signal_number = None
+        self._handlers = {}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)  # which Windows has not
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in numbers:
+                self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number, frame):
+        self.signal_number = number
+        self.__exit__()
+
+    def __exit__(self, *exception):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

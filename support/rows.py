@@ -1,0 +1,369 @@
+"""Rows of text: the one reader, for training files and for what datasets/prepare.py prepares.
+
+pandas splits the lines; this module holds it to what the file says: every row has as many fields
+as the first, ids stay text as it is written (007, NA, null), and the first bad line is named.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import lzma
+import math
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from utils import UserError
+
+BLOCK = 1 << 24  # bytes read at a time: bounds the memory
+PEEK = 1000  # rows that tell a header, or a csv, from data
+EXPECTED = "expected `user item [rating [time]]`, separated by spaces or tabs"
+
+MARK = b"\xef\xbb\xbf"  # the byte order mark that begins some UTF-8 files
+BLANKS = bytes.maketrans(b"\t\v\f", b"   ")
+SPACE_INSIDE_TABS = re.compile(rb"(?m)^(?=[^\n]*\S[ ]*\t)[^\n]*[^\s][ ]+[^\s][^\n]*")
+USER = re.compile(r"(?i)[\"']?(?:users?(?:[_-]?id)?|uid)(?::\w+)?[\"']?")
+ITEM = re.compile(r"(?i)[\"']?(?:items?(?:[_-]?id)?|iid)(?::\w+)?[\"']?")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file of rows is written.
+
+    columns: where user, item, rating and time stand, from 0 or by the header's name; rating and
+        time may be None.
+    delimiter: between columns; None for a training file: white space, 2 to 4 columns, the third a
+        rating if there is one, and a header told by structure.
+    header: whether the first line names the columns.
+    hint: ends the message where the first row can't be read.
+    """
+
+    columns: tuple = (0, 1, 2, None)
+    delimiter: str | None = None
+    header: bool = False
+    hint: str = ""
+
+
+TRAINING = Layout()
+
+
+def read_rows(file, name, layout=TRAINING):
+    """Read a binary file.
+
+    Returns a DataFrame of the file's rows, with ``user``, ``item`` and ``rating`` (categories of
+    str, in order of first appearance) and ``time`` (int64, float64 or datetime64, UTC where a date
+    tells no zone), and a list of one-line notes. What there is no column for is "1" or 1. Raises
+    UserError, naming ``name`` and the line, where a row can't be read.
+    """
+    reader = _Reader(name, layout)
+    columns = ("user", "item", "rating")
+    numbers, parts, times = [{} for _ in columns], [[] for _ in columns], []
+    try:
+        for block in reader.blocks(file):
+            *coded, time = reader.read(block)
+            for seen, part, (codes, texts) in zip(numbers, parts, coded, strict=True):
+                places = [seen.setdefault(text, len(seen)) for text in texts]
+                part.append(np.array(places, dtype=np.int32)[codes])
+            times.append(time)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{name}: damaged ({error})") from None
+    if not times:
+        raise UserError(f"{name}: no rows in it" + f"; {EXPECTED}" * reader.plain)
+    frame = {
+        column: pd.Categorical.from_codes(np.concatenate(part), pd.Index(list(seen), dtype=object))
+        for column, seen, part in zip(columns, numbers, parts, strict=True)
+    }
+    frame["time"] = pd.concat(times, ignore_index=True)
+    return pd.DataFrame(frame, copy=False), reader.notes
+
+
+class _Reader:
+    """Reads blocks of lines, and keeps what the lines so far tell of the rest."""
+
+    def __init__(self, name, layout):
+        self.name, self.layout = name, layout
+        self.plain = layout.delimiter is None
+        self.delimiter = (layout.delimiter or " ").encode()
+        self.mark = b"\x1f" if len(self.delimiter) > 1 else self.delimiter  # in its place: a byte
+        self.quotes = len(self.delimiter) == 1 and not self.delimiter.isspace()
+        self.line = 1  # of the block's first
+        self.first = self.width = self.places = None  # the first row's line, and what it tells
+        self.kind = None  # of the times so far: "number" or "date"
+        self.notes = []
+
+    def refuse(self, line, reason):
+        raise UserError(f"{self.name}, line {line}: {reason}")
+
+    # ---------------------------------------------------------------------------- lines
+
+    def blocks(self, file):
+        """Yield the file's rows in blocks of whole lines: UTF-8, one ``mark`` between fields, and
+        \\n behind every line; blank lines stay."""
+        while block := file.read(BLOCK):
+            block += file.readline()
+            while self.quotes and block.count(b'"') % 2 and (more := file.read(BLOCK)):
+                block += more + file.readline()  # a line end in quotes ends no row
+            block = self._normalized(block)
+            after = self.line + block.count(b"\n")
+            if self.width is None:
+                block = self._without_header(block)
+            if not block.isspace():
+                yield block
+            self.line = after
+
+    def _normalized(self, block):
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        block += b"" if block.endswith(b"\n") else b"\n"
+        if self.line == 1:
+            block = block.removeprefix(MARK)
+
+        def refuse(position, reason):
+            self.refuse(self.line + block.count(b"\n", 0, position), reason)
+
+        try:
+            block.decode()
+        except UnicodeDecodeError as error:
+            refuse(error.start, "not UTF-8; save the file as UTF-8")
+        if b"\0" in block:
+            refuse(block.index(b"\0"), "a NUL byte, so this is no UTF-8 text")
+        if not self.plain:
+            return (
+                block if self.mark == self.delimiter else block.replace(self.delimiter, self.mark)
+            )
+        if b"\t" in block and b" " in block and (found := SPACE_INSIDE_TABS.search(block)):
+            refuse(found.start(), f"{_quoted(found[0].decode())} has a space between tabs; ids hold"
+                   " no white space, and one kind of separator divides the columns")  # fmt: skip
+        if MARK in block:  # files that were joined
+            block = re.sub(rb"(?m)^(?:%s)+" % MARK, b"", block)
+        block = block.translate(BLANKS)
+        if b"  " in block:
+            block = re.sub(rb"  +", b" ", block)
+        for blank in (b" \n", b"\n "):
+            if blank in block:
+                block = block.replace(blank, b"\n")
+        return block.lstrip(b" ")
+
+    def rows(self, block):
+        """Yield (the line after it, fields) for every row of a block: the slow, obvious way."""
+        quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
+        text = io.TextIOWrapper(io.BytesIO(block), "utf-8", newline="")
+        reader = csv.reader(text, delimiter=self.mark.decode(), quoting=quoting, strict=True)
+        after = self.line
+        try:
+            for fields in reader:
+                after = self.line + reader.line_num
+                if fields:
+                    yield after, fields
+        except csv.Error as error:
+            self.refuse(after, error)
+
+    # ------------------------------------------------------------------------- the header
+
+    def _without_header(self, block):
+        """Learn width and places from the first row; if that is a header, blank it."""
+        rows = list(itertools.islice(self.rows(block), PEEK))
+        if not rows:
+            return block
+        (after, fields), rest = rows[0], [fields for _, fields in rows[1:]]
+        self.first = self.line + len(block) - len(block.lstrip(b"\n"))
+        self.width, self.places = len(fields), list(self.layout.columns)
+        header = self.layout.header
+        if header:
+            names = [field.strip() for field in fields]
+            self.places = [self._place(column, names) for column in self.places]
+        elif self.plain:
+            self._refuse_csv(fields, rest)
+            self.places = self.places if self.width > 2 else [0, 1, None, None]
+            header = self._is_header(fields, [row for row in rest if len(row) == self.width])
+            if header:
+                shown = self._shown(fields)
+                self.notes.append(f"{self.name}, line {self.first}: {shown} is a header and was"
+                                  " skipped")  # fmt: skip
+        if self.places[0] == self.places[1]:
+            raise UserError(f"{self.name}: user and item are the same column; name two")
+        if not header:
+            return block
+        lines = after - self.line
+        return b"\n" * lines + block.split(b"\n", lines)[lines]
+
+    def _place(self, column, names):
+        """The number of a column of the layout, from a header's names."""
+        if not isinstance(column, str):
+            return column
+        if names.count(column) == 1:
+            return names.index(column)
+        if column in names:
+            self.refuse(self.first, f"{names.count(column)} columns {column!r}; number the columns"
+                        " and add --header")  # fmt: skip
+        self.refuse(
+            self.first,
+            f"no column {column!r} in {', '.join(names)[:200]!r}; name one that is there, or what"
+            " stands between them by --delimiter",
+        )
+
+    def _refuse_csv(self, fields, rest):
+        """UserError where other marks than white space seem to divide the columns."""
+        for mark in (",", ";", "|", "::"):
+            if len(fields) in (3, 4) and _is_number(fields[2]):  # as data should be
+                divided = all(field.endswith(mark) for field in fields[:2])
+            else:
+                divided = any(mark in field for field in fields[:2])
+                divided = divided and all(mark in "".join(row) for row in rest)
+            if divided:
+                self.refuse(
+                    self.first,
+                    f"{self._shown(fields)} looks like a csv file; separate the columns by spaces"
+                    " or tabs, or, where these are ids, add a third column of ratings",
+                )
+
+    def _is_header(self, fields, rest):
+        """Whether the first row of a training file names the columns, which the rest tells: words
+        over numbers. UserError where the rest can't tell and a name is that of a column."""
+        if self.width > 2:
+            recurs = any(fields[0] == row[0] or fields[1] == row[1] for row in rest)
+            return not (recurs or _is_number(fields[2])) and any(_is_number(r[2]) for r in rest)
+        if self.width == 2:
+            worded = not any(letter.isdigit() for letter in "".join(fields))
+            if worded and rest and all(field.isdigit() for row in rest for field in row):
+                return True
+            if USER.fullmatch(fields[0]) or ITEM.fullmatch(fields[1]):
+                self.refuse(self.first, f"{self._shown(fields)}{HEADER}")
+        return False
+
+    # ------------------------------------------------------------------------ the columns
+
+    def read(self, block):
+        """Of a block: (codes, texts) for user, item and rating, and a Series of times."""
+        try:
+            return self._columns(block)
+        except _Fault as fault:
+            # Halves of it, and halves of these, until one row is left.
+            rows, first = list(self.rows(block)), self.line
+            if len(rows) == 1:
+                after, fields = rows[0]
+                line = after - 1 - sum(field.count("\n") for field in fields)
+                hint = self.layout.hint if line == self.first else ""
+                self.refuse(line, f"{self._shown(fields)}{fault}{hint}")
+            lines = rows[len(rows) // 2 - 1][0] - first
+            head, tail = block.split(b"\n", lines)[:lines], block.split(b"\n", lines)[lines]
+            self.read(b"\n".join(head) + b"\n")
+            self.line = first + lines
+            self.read(tail)
+            self.refuse(first, f"from here on, {TOO_FAR_APART}")  # no row fails by itself
+
+    def _columns(self, block):
+        count, text_of = self._split(block)
+        user, item, rating, time = (
+            None if place is None else np.asarray(text_of(place), dtype=object)
+            for place in self.places
+        )
+        user, item = (self._coded_ids(texts) for texts in (user, item))
+        if self.plain and self.width == 2 and _header_within(user, item):
+            raise _Fault(HEADER)
+        rating = (np.zeros(count, int), ["1"]) if rating is None else pd.factorize(rating)
+        for text in rating[1]:
+            if not _is_number(text):
+                raise _Fault(f": the rating {_quoted(text)} is not a number")
+        if time is None:
+            return user, item, rating, pd.Series(np.ones(count, int))
+        times, kind = _times(time)
+        if self.kind not in (None, kind):
+            raise _Fault(f": {_quoted(time[0])} is another kind of time than those before it")
+        self.kind = kind
+        return user, item, rating, times
+
+    def _split(self, block):
+        """The number of rows, and a function from a place to its column's texts."""
+        if self.quotes and b'"' in block:
+            rows = [fields for _, fields in self.rows(block)]
+            widths = np.array(list(map(len, rows)))
+        else:
+            text = np.frombuffer(block, dtype=np.uint8)
+            places = np.flatnonzero((text == self.mark[0]) | (text == ord("\n")))
+            ends = np.flatnonzero(text[places] == ord("\n"))
+            blank = np.diff(places[ends], prepend=-1) == 1
+            rows, widths = None, np.diff(ends, prepend=-1)[~blank]
+        other = widths[(widths != self.width) | (self.plain & ((widths < 2) | (widths > 4)))]
+        if len(other) and self.plain and not 2 <= other[0] <= 4:
+            raise _Fault(f" has {other[0]} field(s); {EXPECTED}")
+        if len(other):
+            above = "the header" if self.layout.header else "the lines above"
+            raise _Fault(f" has {other[0]} fields, {above} {self.width}")
+        needed = [place for place in self.places if place is not None]
+        if max(needed) >= self.width:
+            raise _Fault(f" has {self.width} column(s); more are needed")
+        if rows:
+            return len(rows), list(zip(*rows, strict=True)).__getitem__
+        frame = pd.read_csv(
+            io.BytesIO(block), sep=self.mark.decode(), quoting=csv.QUOTE_NONE, header=None,
+            usecols=set(needed), dtype=object, na_filter=False, low_memory=False,
+        )  # fmt: skip
+        return len(frame), frame.__getitem__
+
+    def _coded_ids(self, texts):
+        """texts (n,) as codes (n,) and the different ones."""
+        codes, names = pd.factorize(texts)
+        if not self.plain:  # where they may hold what a training file's can't
+            names = [name.strip() for name in names]
+            together = "".join(names)
+            if not all(names) or len(together.split(None, 1)) != 1 or "\ufeff" in together:
+                raise _Fault(": a user or item is empty or holds white space or a BOM")
+        return codes, names
+
+    def _shown(self, fields):
+        return _quoted(self.delimiter.decode().join(fields))
+
+
+class _Fault(Exception):
+    """Why a row, which the message begins with, can't be read."""
+
+
+HEADER = " looks like a header; delete that line"
+TOO_FAR_APART = "some times have nine decimals and others lie centuries away; round the former"
+
+
+def _quoted(text):
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _is_number(text):
+    """Whether it is a finite number in ASCII digits."""
+    try:
+        return text.isascii() and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _header_within(users, items):
+    """Whether a row of two columns, each (codes, texts), is one of columns' names."""
+    named = [
+        np.isin(codes, [place for place, text in enumerate(texts) if pattern.fullmatch(text)])
+        for (codes, texts), pattern in ((users, USER), (items, ITEM))
+    ]
+    return (named[0] & named[1]).any()
+
+
+def _times(texts):
+    """Texts (n,) as a Series of times, and whether these are a "number" or a "date"."""
+    try:
+        return pd.Series(np.array(list(map(int, texts)), dtype=np.int64)), "number"
+    except (ValueError, OverflowError):
+        pass
+    try:
+        numbers = np.array(list(map(float, texts)))
+        if np.isfinite(numbers).all():
+            return pd.Series(numbers), "number"
+    except ValueError:
+        dates = [text.strip() for text in texts]
+        # pandas takes words (now, NaT) and bare years as well
+        if min(dates) >= "0" and max(dates) < ":" and not any(map(str.isdecimal, dates)):
+            with contextlib.suppress(ValueError):
+                times = pd.to_datetime(dates, format="ISO8601", utc=True)
+                return pd.Series(times.tz_localize(None)), "date"
+    raise _Fault(f": {_quoted(texts[0])} is no time")
