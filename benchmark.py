@@ -1,7 +1,7 @@
 """Time every phase beside the bare kernels it can't do without; a script, no test.
 
-    python tests/benchmark.py                       a made-up data set of Gowalla's size
-    python tests/benchmark.py --train_root F --test_root F
+    python benchmark.py                       a made-up data set of Gowalla's size
+    python benchmark.py --train_root F --test_root F
 
 Prints a table and one JSON line. A phase's limit is a multiple of what was measured beside it in
 the same run; times are medians.
@@ -10,7 +10,6 @@ the same run; times are medians.
 import json
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from functools import partial
@@ -20,13 +19,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from caser import Caser
-from distill_caser import DistilledRecommender, teacher_lists
+from distillation import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
-from interactions import DataSet, Interactions
-from train_caser import Recommender
-from utils import Parser, in_range, pick_device, run_command, set_seed, versions
+from recommender import Recommender
+from support.data_set import DataSet, read_interactions
+from utils import Parser, device_flag, in_range, pick_device, run_command, set_seed, versions
 
 GOWALLA = (13_149, 14_009, 433_356)  # users, items, train rows of the test split
 K, SAMPLES, NEGATIVES, BATCH = 10, 100, 3, 512
@@ -232,8 +230,7 @@ def main(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--train_root", metavar="FILE", help="rows to learn from (else made up)")
     parser.add_argument("--test_root", metavar="FILE", help="rows to predict")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
-                        help="auto is cuda where there is one, else cpu")  # fmt: skip
+    device_flag(parser)
     parser.add_argument(
         "--repeat", default=5, type=in_range(int, "[1, 100]"), help="runs of a phase"
     )
@@ -248,7 +245,7 @@ def main(argv=None):
         print(f"{data.headline()}; {device}, {torch.get_num_threads()} threads, {versions()}")
         rows = [("read the files, make the windows", seconds, None, "")]
         million = million_rows(folder)
-        rows += [("read a million rows", median_seconds(lambda: Interactions(million), 3, device),
+        rows += [("read a million rows", median_seconds(lambda: read_interactions(million), 3, device),
                   2.0, "2 s")]  # fmt: skip
         rows += measure(data, device, args.repeat)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

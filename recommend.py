@@ -3,26 +3,24 @@
 python recommend.py --checkpoint checkpoints/ml-100k-caser-dim=20-rd.pth.tar --output recs.tsv
 """
 
-import contextlib
-import csv
 import itertools
-import json
 import os
 import sys
-from pathlib import Path
 from string import whitespace  # what divides a data set's columns: ids may end in other spaces
 
 import numpy as np
-import torch
-from checkpoint import read_checkpoint, records_path, restore_network
 from tqdm import tqdm
 
-from evaluation import BLOCK, best_items, stored
-from interactions import PADDING, SPLITS, Interactions, find_files
+from evaluation import best_items, scoring_blocks
+from interactions import PADDING, csr_indices
+from recommender import NETWORKS
+from support.checkpoint import read_checkpoint, records_path, restore_network
+from support.data_set import SPLITS, find_files, read_interactions
+from support.output import check_output, open_output
 from utils import (
     Parser,
     UserError,
-    atomic_write,
+    device_flag,
     numeric_flag,
     path_flag,
     pick_device,
@@ -30,6 +28,7 @@ from utils import (
     run_command,
 )
 
+DESCRIPTION = "Recommend items by a trained model: to its users, or after histories of your own."
 NAMES_SHOWN = 20  # of unknown ids, before the rest is counted
 ROWS_AT_ONCE = 1 << 16  # made and written together
 
@@ -39,19 +38,21 @@ class TrainedModel:
 
     Parameters
     ----------
-    path: a checkpoint of this project's. device: where the network runs.
+    path: a checkpoint of this project's.
+    device: where the network runs.
 
     Attributes
     ----------
-    net: the network, in eval mode, with one user more: the mean of all user embeddings, who
-    stands for users that the model does not know. user_map, item_map: dict of original id (str)
-    to number. checkpoint: what ``checkpoint.read_checkpoint`` gave.
+    net: the network, in eval mode, with one user more: the mean of all, who stands for users that
+        the model does not know.
+    user_map, item_map: dict of original id (str) to number.
+    checkpoint: what ``checkpoint.read_checkpoint`` gave.
 
     Raises UserError where ``path`` is no checkpoint, or does not tell its ids, as the authors'.
     """
 
     def __init__(self, path, device="cpu"):
-        self.checkpoint = checkpoint = read_checkpoint(path)
+        self.checkpoint = checkpoint = read_checkpoint(path, NETWORKS)
         users, items = (
             str(checkpoint.get("data", {}).get(f"{kind}_ids")).split("\n")
             for kind in ("user", "item")
@@ -65,9 +66,7 @@ class TrainedModel:
                 " that this project's scripts have trained"
             )
         self.net = restore_network(checkpoint)
-        embeddings = self.net.user_embeddings.weight.detach()
-        embeddings = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
-        self.net.user_embeddings = torch.nn.Embedding.from_pretrained(embeddings)
+        self.net.add_mean_user()
         self.net.to(pick_device(device)).eval()
 
     def recommend(self, sequences, users=None, top=10, include_seen=False):
@@ -98,21 +97,21 @@ class TrainedModel:
     def rank(self, sequences, users, top, include_seen):
         """As ``recommend``, but yields, for blocks of b histories in turn, numbers: items (b, k)
         int64 and their scores (b, k) float32, k = top or the number of items."""
-        size, mean = max(1, BLOCK // (len(self.item_map) + 1)), len(self.user_map)
-        for first in range(0, len(sequences), size):
+        mean = len(self.user_map)
+        for block in scoring_blocks(len(sequences), len(self.item_map) + 1):
             known = [
                 [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
-                for sequence in sequences[first : first + size]
+                for sequence in sequences[block]
             ]
             windows = np.full((len(known), self.net.architecture["L"]), PADDING)
-            for number, (window, items) in enumerate(zip(windows, known, strict=True), first):
+            for number, (window, items) in enumerate(zip(windows, known, strict=True), block.start):
                 if not items:
                     raise UserError(f"sequence {number}: no item in it that the model knows")
                 last = items[-len(window) :]
                 window[len(window) - len(last) :] = last
             numbers = [
                 mean if user is None else self.user_map.get(str(user), mean)
-                for user in users[first : first + size]
+                for user in users[block]
             ]
             seen = [
                 (row, item) for row, items in enumerate(known) for item in items if not include_seen
@@ -129,10 +128,9 @@ def ranked_users(model, train, users, top, include_seen):
     """Yield (user ids, items, scores) for blocks of ``users``, numbers of the training data."""
     train.to_sequence(model.net.architecture["L"])
     windows, seen, ids = train.test_sequences.sequences, train.tocsr(), list(model.user_map)
-    size = max(1, BLOCK // train.num_items)
-    for first in range(0, len(users), size):
-        block = users[first : first + size]
-        out = stored(seen[block[:0]] if include_seen else seen[block])
+    for place in scoring_blocks(len(users), train.num_items):
+        block = users[place]
+        out = csr_indices(seen[block[:0]] if include_seen else seen[block])
         best = best_items(model.net, windows[block], block, out, top)
         yield [ids[user] for user in block], *best
 
@@ -147,8 +145,8 @@ def ranked_histories(model, histories, top, include_seen):
 
 def read_histories(path):
     """{user id: item ids, oldest first} of a file of ``user item`` lines."""
-    rows = Interactions(path)
-    say(rows.notes)
+    rows, notes = read_interactions(path)
+    tell(notes)
     users, items = list(rows.user_map), [None, *rows.item_map]
     histories = {user: [] for user in users}
     for user, item in zip(rows.user_ids.tolist(), rows.item_ids.tolist(), strict=True):
@@ -156,7 +154,7 @@ def read_histories(path):
     return histories
 
 
-def say_what_is_unknown(model, histories, source):
+def tell_what_is_unknown(model, histories, source):
     """Tell which items are dropped and which users are the mean user; UserError where nothing is
     left of a history of ``source``."""
     for user, items in histories.items():
@@ -173,7 +171,7 @@ def say_what_is_unknown(model, histories, source):
         rest = f" and {len(strange) - NAMES_SHOWN} more" if len(strange) > NAMES_SHOWN else ""
         if strange:
             listed = ", ".join(strange[:NAMES_SHOWN])
-            say([f"{len(strange)} {what}(s) that the model does not know, {so}: {listed}{rest}"])
+            tell([f"{len(strange)} {what}(s) that the model does not know, {so}: {listed}{rest}"])
 
 
 def one_history(args, model):
@@ -187,7 +185,7 @@ def one_history(args, model):
     return {user: items}
 
 
-def chosen_users(text, model):
+def named_users(text, model):
     """The numbers of the users that ``--users`` names: a file of ids, one a line, or id,id."""
     if text in model.user_map:  # though it may hold a comma, or a file be called so
         lines = [("--users", text)]
@@ -233,96 +231,6 @@ def rows_of(blocks, model, tells_embedding):
             ]  # fmt: skip
 
 
-class TabSeparated:
-    """Writes rows between tabs, as they are: no id holds white space."""
-
-    def __init__(self, file, columns):
-        self.file = file
-        self.write([columns])
-
-    def write(self, rows):
-        self.file.writelines("\t".join(map(str, row)) + "\n" for row in rows)
-
-
-class CommaSeparated:
-    """Writes rows as CSV."""
-
-    def __init__(self, file, columns):
-        self.rows = csv.writer(file, lineterminator="\n")
-        self.write([columns])
-
-    def write(self, rows):
-        self.rows.writerows(rows)
-
-
-class JsonLines:
-    """Writes rows as a JSON object each."""
-
-    def __init__(self, file, columns):
-        self.file, self.columns = file, columns
-
-    def write(self, rows):
-        for row in rows:
-            self.file.write(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n")
-
-
-class Parquet:
-    """Writes rows as Parquet, through pyarrow."""
-
-    def __init__(self, file, columns):
-        import pyarrow
-        import pyarrow.parquet
-
-        kinds = {"rank": pyarrow.int32(), "score": pyarrow.float32()}
-        fields = [(column, kinds.get(column, pyarrow.string())) for column in columns]
-        self.schema, self.table = pyarrow.schema(fields), pyarrow.table
-        self.file = pyarrow.parquet.ParquetWriter(file, self.schema)
-
-    def write(self, rows):
-        if rows:
-            columns = list(map(list, zip(*rows, strict=True)))
-            self.file.write_table(self.table(columns, schema=self.schema))
-
-    def close(self):
-        self.file.close()
-
-
-FORMATS = {
-    ".tsv": TabSeparated,
-    ".csv": CommaSeparated,
-    ".jsonl": JsonLines,
-    ".parquet": Parquet,
-}
-
-
-@contextlib.contextmanager
-def open_output(path, columns):
-    """Something to ``write`` rows to: the file ``path`` in the format of its ending, which appears
-    whole or not at all; standard output, as TSV, where ``path`` is None."""
-    ending = Path(path).suffix.lower() if path else ".tsv"
-    if not path:
-        with contextlib.suppress(AttributeError):  # a stand-in
-            sys.stdout.reconfigure(encoding="utf-8")  # as files are, in any locale
-    binary = ending == ".parquet"
-    whole = atomic_write(path, "wb" if binary else "w") if path else contextlib.nullcontext()
-    with whole as file:
-        output = FORMATS[ending](file or sys.stdout, columns)
-        with contextlib.closing(output) if binary else contextlib.nullcontext():
-            yield output
-
-
-def check_output(path):
-    """UserError where there is no format for the ending of ``path``."""
-    ending = Path(path).suffix.lower()
-    if ending not in FORMATS:
-        raise UserError(f"--output {path}: end it in one of {', '.join(FORMATS)}")
-    if ending == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise UserError(f"--output {path}: needs pyarrow; pip install pyarrow") from None
-
-
 def refuse_to_replace(output, *inputs):
     """UserError where the file ``output`` (None for none) is one of the ``inputs``."""
     for name in filter(None, inputs if output else ()):
@@ -334,7 +242,7 @@ def refuse_to_replace(output, *inputs):
 
 
 def get_args_parser():
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=DESCRIPTION)
     path_flag(parser, "--checkpoint", "the model")
     numeric_flag(parser, "--top", 10, int, "[1, 1e9]", "items per user")
     path_flag(parser, "--output", "where they go, as .tsv, .csv, .jsonl or .parquet (default: TSV "
@@ -350,8 +258,7 @@ def get_args_parser():
     path_flag(group, "--dataset", "datasets/NAME/SPLIT/train.txt", None, "NAME")
     group.add_argument("--split", choices=SPLITS, help="of --dataset")
     path_flag(group, "--train_root", "the training rows, in place of --dataset's")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
-                        help="auto is cuda where there is one, else cpu")  # fmt: skip
+    device_flag(parser)
     return parser
 
 
@@ -364,8 +271,8 @@ def training_rows(model, args):
         root, dataset = saved.get("train_root"), saved.get("dataset") or ""
     _, train_path, _ = find_files(dataset, args.split or saved.get("split") or "test", root)
     refuse_to_replace(args.output, train_path)
-    train = Interactions(train_path)
-    say(train.notes)
+    train, notes = read_interactions(train_path)
+    tell(notes)
     if train.fingerprint() != model.checkpoint["data"].get("fingerprint"):
         raise UserError(
             f"{train_path}: not the rows that {path} was trained on; name those by --train_root,"
@@ -374,7 +281,7 @@ def training_rows(model, args):
     return train
 
 
-def say(notes):
+def tell(notes):
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -402,11 +309,11 @@ def main(argv=None):
     if own:
         columns.append("embedding")
         histories = read_histories(args.history) if args.history else one_history(args, model)
-        say_what_is_unknown(model, histories, args.history or "--sequence")
+        tell_what_is_unknown(model, histories, args.history or "--sequence")
         blocks, total = ranked_histories(model, histories, top, args.include_seen), len(histories)
     else:
         train = training_rows(model, args)
-        users = chosen_users(args.users, model) if args.users else np.arange(train.num_users)
+        users = named_users(args.users, model) if args.users else np.arange(train.num_users)
         blocks, total = ranked_users(model, train, users, top, args.include_seen), len(users)
     if args.output:
         require_writable(args.output)

@@ -7,27 +7,34 @@ python datasets/prepare.py gowalla-tail --source FOLDER   (the authors' datasets
 python datasets/prepare.py csv --source ratings.csv --user userId --item movieId --time timestamp
 """
 
+import gzip
 import hashlib
 import http.client
 import io
-import math
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from events import Layout, in_time, k_core, open_source, read_events, unique_pairs
-
-from utils import Parser, UserError, atomic_write, in_range, path_flag, run_command, sync_folder
+from support.data_set import read_interactions
+from support.rows import Layout, read_rows
+from support.splits import (
+    count,
+    in_time,
+    k_core,
+    require_rows,
+    rounded_split_points,
+    split_points,
+    unique_pairs,
+    write_splits,
+)
+from utils import Parser, UserError, atomic_write, in_range, path_flag, run_command
 
 # The wheel that carries MovieLens-100K's ratings as a file; nothing of it is installed.
 WHEEL = "recbole==1.2.1"
@@ -41,79 +48,6 @@ COUNTS = {
     "ml-1m": (6_040, 3_416, 999_611),
     "gowalla-tail": (6_677, 13_779, 120_083),
 }
-WRITTEN = 1 << 16  # rows whose lines are made together
-
-
-# -------------------------------------------------------------------------------- writing
-
-
-def split_points(lengths, shares=("0.7", "0.8")):
-    """Where a user's n rows are cut, in exact arithmetic: 0.7 * 10 is a little over 7 as a float.
-
-    lengths: (users,) int. Returns two (users,) int arrays: where the validation rows begin, at
-    ceil(0.7 n), and where the test rows do, at ceil(0.8 n).
-    """
-    sizes, inverse = np.unique(lengths, return_inverse=True)
-    cuts = [[math.ceil(Fraction(share) * n) for n in sizes.tolist()] for share in shares]
-    return [np.array(cut)[inverse] for cut in cuts]
-
-
-def rounded_split_points(lengths):
-    """As ``split_points``, at round(0.7 n) and round(0.8 n) in floating point."""
-    return [np.array([round(share * n) for n in lengths.tolist()]) for share in (0.7, 0.8)]
-
-
-def write_splits(folder, events, cut=split_points, advice="is the source whole?"):
-    """Write both splits of events from ``in_time``, and let them appear all at once."""
-    lengths = np.diff(np.flatnonzero(np.diff(events.user, prepend=-1, append=-1)))
-    place = np.arange(len(events)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    train_end, validation_end = (np.repeat(end, lengths) for end in cut(lengths))
-    parts = {
-        "validation/train.txt": place < train_end,
-        "validation/test.txt": (train_end <= place) & (place < validation_end),
-        "test/train.txt": place < validation_end,
-        "test/test.txt": validation_end <= place,
-    }
-    for name, chosen in parts.items():
-        if not chosen.any():
-            raise UserError(f"{folder}/{name}: no user has rows enough for it; {advice}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        for name, chosen in parts.items():
-            path = temporary / name
-            path.parent.mkdir(exist_ok=True)
-            with atomic_write(path, "w") as file:
-                for rows in np.array_split(np.flatnonzero(chosen), len(events) // WRITTEN + 1):
-                    file.writelines(_lines(events, rows))
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            print(f"{folder}: meanwhile another run has prepared it")
-            return
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # nothing is there once it is renamed
-    sync_folder(folder.parent)
-    print("prepared {}: {} users, {} items, {} rows".format(folder, *events.counts()))
-
-
-def _lines(events, rows):
-    """The events ``rows`` as lines `user item rating`."""
-    for user, item, rating in zip(
-        *(column[rows].tolist() for column in (events.user, events.item, events.rating)),
-        strict=True,
-    ):
-        yield f"{events.users[user]} {events.items[item]} {events.ratings[rating]}\n"
-
-
-def left(events, name, advice="is it whole?"):
-    """``events``, or a UserError where nothing is left of them."""
-    if not len(events):
-        raise UserError(f"{name}: no users and items have rows enough; {advice}")
-    return events
 
 
 # -------------------------------------------------------------------------------- data sets
@@ -154,37 +88,38 @@ def prepare_ml_100k(folder, args):
         data, name = Path(args.source).read_bytes(), args.source
     else:
         data, name = fetch_ml_100k(), WHEEL_FILE
-    layout = Layout((0, 1, 3, 2), header=b"user_id:" in data[:20])
-    events = left(k_core(read_events(io.BytesIO(data), name, layout), 5), name)
-    write_splits(folder, in_time(events))
-    check_counts("ml-100k", events, name)
+    layout = Layout((0, 1, 2, 3), "\t", header=b"user_id:" in data[:20])
+    rows, _ = read_rows(io.BytesIO(data), name, layout)
+    rows = require_rows(k_core(rows, 5), name)
+    write_splits(folder, in_time(rows))
+    check_counts("ml-100k", rows, name)
 
 
 def prepare_ml_1m(folder, args):
     """MovieLens-1M from its ratings.dat, or the zip that holds it: 5-core, time order."""
     source = needed(args, "ratings.dat or ml-1m.zip, from grouplens.org/datasets/movielens/1m")
     with open_source(source, "ml-1m/ratings.dat") as file:
-        events = read_events(file, source, Layout((0, 1, 3, 2), delimiter="::"))
-    events = left(k_core(events, 5), source)
-    write_splits(folder, in_time(events))
-    check_counts("ml-1m", events, source)
+        rows, _ = read_rows(file, source, Layout((0, 1, 2, 3), "::"))
+    rows = require_rows(k_core(rows, 5), source)
+    write_splits(folder, in_time(rows))
+    check_counts("ml-1m", rows, source)
 
 
 def prepare_gowalla(folder, args):
     """Gowalla from SNAP's check-ins: unique pairs, 15-core, time order."""
     source = args.source or download(SNAP, folder.parent / ".downloads")
     with open_source(source) as file:
-        events = read_events(file, source, Layout((0, 4, 1, None)))
+        rows, _ = read_rows(file, source, Layout((0, 4, None, 1), "\t"))
     # The file runs from new to old: turned round, ties in time keep the order of events.
-    events = events.take(np.arange(len(events))[::-1])
-    events = left(k_core(unique_pairs(events, args.keep), 15), source)
-    write_splits(folder, in_time(events))
-    compare_with_paper(events.counts())
+    rows = rows[::-1].reset_index(drop=True)
+    rows = require_rows(k_core(unique_pairs(rows, args.keep), 15), source)
+    write_splits(folder, in_time(rows))
+    compare_with_paper(count(rows))
 
 
-def check_counts(name, events, source):
+def check_counts(name, rows, source):
     """Say so where ``source`` was not the original that the name promises."""
-    if events.counts() != COUNTS[name]:
+    if count(rows) != COUNTS[name]:
         expected = "{:,} users, {:,} items, {:,} rows".format(*COUNTS[name])
         print(f"{source}: not the original, of which {name} has {expected}; results differ too")
 
@@ -201,39 +136,53 @@ def prepare_gowalla_tail(folder, args):
     """The last 30% of the rows of the authors' Gowalla, users with 8 or more there."""
     source = Path(needed(args, "the authors' folder datasets/gowalla"))
     data = b"\n".join((source / part / "test.txt").read_bytes() for part in ("validation", "test"))
-    layout = Layout((0, 1, None, 2), delimiter=" ")
-    events = read_events(io.BytesIO(data), f"{source}/{{validation,test}}/test.txt", layout)
-    events = events.take(np.flatnonzero(np.bincount(events.user)[events.user] >= 8))
-    write_splits(folder, in_time(left(events, source)), rounded_split_points)
-    check_counts("gowalla-tail", events, source)
+    rows, _ = read_rows(io.BytesIO(data), f"{source}/{{validation,test}}/test.txt")
+    user = rows["user"].cat.codes.to_numpy()
+    rows = require_rows(rows[np.bincount(user)[user] >= 8], source)
+    write_splits(folder, in_time(rows), rounded_split_points)
+    check_counts("gowalla-tail", rows, source)
 
 
 def prepare_csv(folder, args):
     """Any file of rows with a user, an item and a time."""
     source = needed(args, "a file with user, item and time columns")
-    columns = [args.user, args.item, args.time, args.rating]
-    if any(column is None for column in columns[:3]):
+    if not (args.user and args.item and args.time):
         raise UserError("--user, --item and --time name the columns, or number them from 1")
+    columns = [args.user, args.item, args.rating, args.time]
     numbered = [column is None or column.isdecimal() for column in columns]
     columns = [int(c) - 1 if c and n else c for c, n in zip(columns, numbered, strict=True)]
     if -1 in columns:
         raise UserError("--user, --item, --time, --rating: columns are numbered from 1")
     by_tabs = source.lower().removesuffix(".gz").endswith((".tsv", ".inter"))
-    delimiter = args.delimiter or ("\t" if by_tabs else ",")
-    layout = Layout(
-        tuple(columns),
-        args.header or not all(numbered),
-        delimiter.replace("\\t", "\t"),
-        "; --header skips a line 1 of names",
-    )
+    delimiter = (args.delimiter or ("\t" if by_tabs else ",")).replace("\\t", "\t")
+    if set(delimiter) & set('"\r\n'):
+        raise UserError("--delimiter: a quote or a line end can't divide columns; name another")
+    header = args.header or not all(numbered)
+    hint = "" if header else "; --header skips a line 1 of names"
     shares = str(args.train), str(args.validation)
     if not args.train < args.validation:
         raise UserError(f"--validation {args.validation}: must be above --train {args.train}")
     with open_source(source) as file:
-        events = k_core(read_events(file, source, layout), args.core)
-    events = left(events, source, "use a lower --core")
+        rows, _ = read_rows(file, source, Layout(tuple(columns), delimiter, header, hint))
+    rows = require_rows(k_core(rows, args.core), source, "use a lower --core")
     advice = "choose other shares by --train and --validation, or a higher --core"
-    write_splits(folder, in_time(events), lambda lengths: split_points(lengths, shares), advice)
+    write_splits(folder, in_time(rows), lambda lengths: split_points(lengths, shares), advice)
+
+
+def open_source(path, member=None):
+    """Open a plain or .gz file, or the ``member`` of a .zip (default: its only one), for reading
+    bytes."""
+    ending = Path(path).suffix.lower()
+    if ending != ".zip":
+        return gzip.open(path) if ending == ".gz" else open(path, "rb")
+    try:
+        archive = zipfile.ZipFile(path)
+        files = [name for name in archive.namelist() if not name.endswith("/")]
+        if member is None and len(files) != 1:
+            raise UserError(f"{path}: holds {len(files)} files; unpack it and name one of them")
+        return archive.open(member or files[0])
+    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def needed(args, what):
@@ -328,17 +277,14 @@ def main(argv=None):
 
 def authors_counts(folder):
     """(users, items, rows) of a ready split in ``folder``, or None where there is none."""
-    users, items, rows = set(), set(), 0
-    for part in ("train", "test"):
-        path = folder / "test" / f"{part}.txt"
-        if not path.is_file():
-            return None
-        for line in path.read_bytes().splitlines():
-            user, item, *_ = [*line.split(), b"", b""]
-            users.add(user)
-            items.add(item)
-            rows += 1
-    return len(users), len(items), rows
+    files = [folder / "test" / f"{part}.txt" for part in ("train", "test")]
+    if not all(file.is_file() for file in files):
+        return None
+    train, _ = read_interactions(files[0])
+    test, _ = read_interactions(files[1], train.user_map, train.item_map)
+    rows = len(train) + len(test) + test.num_unknown_user_rows
+    items = train.num_items - 1 + len(test.unknown_items)
+    return train.num_users + len(test.unknown_users), items, rows
 
 
 if __name__ == "__main__":

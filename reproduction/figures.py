@@ -1,8 +1,11 @@
-"""Draw lines against one quantity, as a PNG and as the CSV behind it (for reproduce_tables.py)."""
+"""The paper's figures: lines against one quantity, as a PNG and as the CSV behind it."""
 
 import csv
 import json
+import statistics
+from dataclasses import replace
 
+from reproduction.rows import ROWS, with_flags
 from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
@@ -82,3 +85,68 @@ def points_of_runs(paths):
         if len(points) == before:
             raise UserError(f"{path}: no epoch in it yet")
     return points
+
+
+def varied(row, flag, value):
+    """``row`` with one flag changed: d for a student only, the share of instances for its teacher
+    as well."""
+    if flag == "d" and row.size == "teacher":
+        return row
+    flags = (f"--{flag}", str(value))
+    teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
+    return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
+
+
+TRIO = ("caser-t", "caser-s", "caser-rd")
+# figure -> (flag, its values, the rows it is drawn for, the axis' label)
+FIGURES = {
+    "d": ("d", (10, 20, 50, 100), TRIO, "dimension d of the student (the teacher has its own)"),
+    "epochs": (None, (), TRIO, "epoch"),
+    "balance": (
+        "teach_alpha",
+        (0.1, 0.25, 0.5, 1, 2, 4, 9),
+        ("caser-rd",),
+        "balance a, the share of L^D",
+    ),
+    "K": ("K", (1, 5, 10, 20, 50), ("caser-rd",), "length K of the teacher's list"),
+    "instances": ("train_fraction", (0.2, 0.4, 0.6, 0.8, 1.0), TRIO, "share of training instances"),
+}
+
+
+def figure_rows(name):
+    """The rows whose runs a figure needs."""
+    flag, values, names, _ = FIGURES[name]
+    rows = [ROWS[n] for n in names]
+    return [varied(row, flag, value) for value in values for row in rows] if flag else rows
+
+
+def figure_points(study, name):
+    """The points, for ``draw``, of a figure's finished runs."""
+    flag, values, names, _ = FIGURES[name]
+    for row in (ROWS[n] for n in names):
+        if not flag:  # the searches on the validation split have the whole curve
+            search = study.search(row)
+            for record in search.records() if search.finished() else ():
+                if "map" in record:
+                    yield row.title, record["epoch"], {"MAP": record["map"]}
+        for value in values:
+            runs = study.finished_runs(varied(row, flag, value))
+            if runs:
+                x = value / (1 + value) if name == "balance" else value
+                yield row.title, x, {"MAP": statistics.mean(r.result()["map"] for r in runs)}
+
+
+def draw_figure(study, name):
+    """Draw a figure from those of its runs that are finished; UserError where none is."""
+    points = list(figure_points(study, name))
+    if not points:
+        raise UserError(f"--figure {name}: none of its runs is finished")
+    if name == "epochs":
+        source = "validation split, 1 seed"
+    else:
+        seeds = {len(study.finished_runs(row)) for row in figure_rows(name)} - {0}
+        most = f" to {max(seeds)}" if len(seeds) > 1 else ""
+        source = f"test split, mean of {min(seeds)}{most} seed(s)"
+    label = FIGURES[name][3]
+    title = f"MAP against {label}\n{study.dataset}, {source}"
+    draw(points, study.folder / "figures" / name, label, ["MAP"], title)

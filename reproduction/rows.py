@@ -1,8 +1,9 @@
-"""The rows of the paper's tables, and each data set's d and epochs: data, from which study.py makes
+"""The rows of the paper's tables, and each data set's d and epochs: data, from which runs.py makes
 training runs."""
 
 from dataclasses import dataclass, replace
 
+from caser import Caser
 from evaluation import KS
 
 METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
@@ -14,6 +15,7 @@ class Row:
 
     name: str
     title: str
+    network: type
     size: str  # "teacher" or "student": which d it has
     distilled: bool = False
     flags: tuple = ()
@@ -22,7 +24,8 @@ class Row:
 
     @property
     def script(self):
-        return "distill_caser.py" if self.distilled else "train_caser.py"
+        """The training script of the row's network that does it."""
+        return f"{'distill' if self.distilled else 'train'}_{self.network.name}.py"
 
 
 # The paper's numbers are those of Tang and Wang 2018, Tables 2 and 4 (a third party's
@@ -30,24 +33,25 @@ class Row:
 ROWS = {
     row.name: row
     for row in (
-        Row("caser-t", "Caser-T", "teacher",
+        Row("caser-t", "Caser-T", Caser, "teacher",
             paper=(0.1408, 0.1149, 0.0856, 0.1546, 0.1376, 0.1251, 0.0958)),
-        Row("caser-s", "Caser-S", "student",
+        Row("caser-s", "Caser-S", Caser, "student",
             paper=(0.1333, 0.1094, 0.0818, 0.1456, 0.1304, 0.1188, 0.0919)),
-        Row("caser-rd", "Caser-RD", "student", True,
+        Row("caser-rd", "Caser-RD", Caser, "student", True,
             paper=(0.1458, 0.1183, 0.0878, 0.1603, 0.1423, 0.1283, 0.0969)),
-        Row("uniform", "w = 1/K", "student", True, ("--weights", "uniform"),
+        Row("uniform", "w = 1/K", Caser, "student", True, ("--weights", "uniform"),
             paper=(None, None, 0.0843, None, None, 0.1198, 0.0925)),
-        Row("position", "position importance only", "student", True, ("--weights", "position"),
+        Row("position", "position importance only", Caser, "student", True,
+            ("--weights", "position"),
             paper=(None, None, 0.0850, None, None, 0.1230, 0.0945)),
-        Row("discrepancy", "ranking discrepancy only", "student", True,
+        Row("discrepancy", "ranking discrepancy only", Caser, "student", True,
             ("--weights", "discrepancy"),
             paper=(None, None, 0.0851, None, None, 0.1227, 0.0937)),
-        Row("rd-normalized", "Caser-RD, normalized", "student", True,
+        Row("rd-normalized", "Caser-RD, normalized", Caser, "student", True,
             ("--hybrid_weight", "normalized")),
-        Row("rd-observed", "Caser-RD, observed out", "student", True,
+        Row("rd-observed", "Caser-RD, observed out", Caser, "student", True,
             ("--teacher_exclude", "observed")),
-        Row("rd-paper", "Caser-RD, both: the paper's formulas", "student", True,
+        Row("rd-paper", "Caser-RD, both: the paper's formulas", Caser, "student", True,
             ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")),
     )
 }  # fmt: skip

@@ -5,11 +5,9 @@ then it is trained on the test split's training rows for as many, and the test r
 """
 
 import ast
-import contextlib
 import glob
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -17,28 +15,28 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import fingerprint_weights, read_checkpoint, records_path
-from distill_caser import check_K, get_args_parser
-from interactions import DataSet, find_files
-from table_rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
-from utils import UserError, atomic_write, fingerprint, first_free
+from distillation import check_K, distillation_parser
+from recommender import NETWORKS
+from reproduction.rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
+from support.checkpoint import fingerprint_weights, read_checkpoint, records_path
+from support.command_line import checkpoint_name
+from support.data_set import DataSet, find_files
+from support.processes import locked, run_to_its_end
+from utils import DAMAGE, UserError, atomic_write, fingerprint, first_free
 
-try:
-    import fcntl
-except ImportError:  # on Windows, where two studies at once are not kept apart
-    fcntl = None
-
-ROOT = Path(__file__).resolve().parent
-SOURCES = ("caser", "checkpoint", "command_line", "distill_caser", "evaluation", "interactions",
-           "losses", "train_caser", "utils")  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
+# What a training run's code is; docs and tables are not.
+SOURCES = ("train_*.py", "distill_*.py", "caser.py", "kernels.py", "interactions.py", "losses.py",
+           "recommender.py", "distillation.py", "evaluation.py", "utils.py",
+           "support/*.py")  # fmt: skip
 
 
 def code_version():
     """A hash of what the code does: comments, docstrings and layout don't count. Python 3.12 writes
     trees in other words than 3.11 and so gives another hash."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        text = (ROOT / f"{name}.py").read_text("utf-8")
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+        text = path.read_text("utf-8")
         try:
             tree = ast.parse(text)
         except SyntaxError:  # half edited
@@ -91,7 +89,7 @@ class Study:
     def data(self, split="test"):
         """The DataSet of a split."""
         if split not in self._data:
-            args = get_args_parser().parse_args(list(self.settings["flags"]))
+            args = _parsed(NETWORKS[0], self.settings["flags"])
             self._data[split] = DataSet.load(*find_files(self.dataset, split), args.L, args.T)
         return self._data[split]
 
@@ -112,7 +110,7 @@ class Study:
         """The n-th seed: the authors' 1234, then 1, 2, ..."""
         return n or 1234
 
-    def finals(self, row):
+    def finished_runs(self, row):
         """The finished test runs of a row, of all seeds that there are."""
         folders = self.folder.glob(f"{glob.escape(row.name)}-test-seed=*")
         seeds = (folder.name.rpartition("=")[2] for folder in folders)
@@ -122,6 +120,11 @@ class Study:
 
     def _place(self, seed):
         return 0 if seed == self.seed(0) else seed
+
+
+def _parsed(network, flags):
+    """The values that flags of a training script give."""
+    return distillation_parser("", network, 1).parse_args(list(flags))
 
 
 def fingerprint_file(path):
@@ -197,7 +200,7 @@ class Run:
     def check(self):
         """UserError where no teacher of the data could give the run its lists."""
         if self.row.distilled:
-            args = get_args_parser().parse_args(list(self.row.flags))
+            args = _parsed(self.row.network, self.row.flags)
             try:
                 check_K(args.K, self.study.data(self.split).train, args.teacher_exclude)
             except UserError as error:
@@ -219,7 +222,7 @@ class Run:
     def checkpoint(self):
         name = self.study.dataset + ("-validation" if self.split == "validation" else "")
         suffix = "-rd" if self.row.distilled else ""
-        return self.folder / f"{name}-caser-dim={self.d}{suffix}.pth.tar"
+        return self.folder / checkpoint_name(name, self.row.network, self.d, suffix)
 
     def identity(self):
         """What makes a result this run's: flags, code, data, and which teacher it had."""
@@ -250,27 +253,27 @@ class Run:
                 and [record["epoch"] for record in epochs] == list(range(1, self.epochs() + 1))
             ):
                 raise ValueError
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise self._unlike(path) from None
+        except (OSError, *DAMAGE):
+            raise self._not_as_left(path) from None
         return records
 
     def trained(self):
         """The checkpoint of a finished run, as ``read_checkpoint`` gives it; UserError where it is
         not the one that the run left."""
         checkpoint = self._read()
-        left = (_read_json(self.folder / "finished.json") or {}).get("weights")
-        other = left is not None and left != fingerprint_weights(checkpoint)
+        noted = (_read_json(self.folder / "finished.json") or {}).get("weights")
+        other = noted is not None and noted != fingerprint_weights(checkpoint)
         if other or checkpoint["epoch_num"] != self.epochs():
-            raise self._unlike(self.checkpoint)
+            raise self._not_as_left(self.checkpoint)
         return checkpoint
 
     def _read(self):
         try:
-            return read_checkpoint(self.checkpoint)
+            return read_checkpoint(self.checkpoint, NETWORKS)
         except UserError as error:
             raise UserError(f"{error}; delete {self.folder} to run it again") from None
 
-    def _unlike(self, path):
+    def _not_as_left(self, path):
         return UserError(
             f"{path}: damaged, or not what the run of {self.epochs()} epochs left; delete"
             f" {self.folder} to run it again"
@@ -298,7 +301,7 @@ class Run:
         try:
             lines = records_path(self.checkpoint).read_text("utf-8").splitlines()
             return json.loads(lines[-1]).get("epoch", 0)
-        except (OSError, ValueError, LookupError, AttributeError):
+        except (OSError, *DAMAGE):
             return 0
 
     def execute(self):
@@ -346,59 +349,28 @@ class Run:
         return self._last_epoch() - before
 
 
-@contextlib.contextmanager
-def locked(path, what):
-    """Keep other processes out of ``what`` inside a ``with`` block, after waiting for one that is
-    there. Gives the descriptors that a child has to inherit to go on keeping them out."""
-    if fcntl is None:
-        yield ()
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{what}: another process is at it; waiting for that", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield (file.fileno(),)
-
-
-def run_to_its_end(command, stdout, descriptors=()):
-    """Run a command and return its exit status; where this process is stopped meanwhile, the
-    command is asked to stop as well, and gets the time to save."""
-    process = subprocess.Popen(command, stdout=stdout, pass_fds=descriptors)
-    try:
-        return process.wait()
-    except BaseException as reason:
-        if not isinstance(reason, KeyboardInterrupt):  # which the terminal sends to both
-            process.terminate()
-        process.wait()
-        raise
-
-
 def _read_json(path):
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, *DAMAGE):
         return None
     return content if isinstance(content, dict) else None
 
 
 def execute_all(runs):
     """Do the runs that are not finished, telling what runs, what is left and about how long."""
-    left = [run for run in dict.fromkeys(runs) if not run.finished()]
-    for run in left:
+    waiting = [run for run in dict.fromkeys(runs) if not run.finished()]
+    for run in waiting:
         run.check()
     seconds = epochs_done = 0  # of the runs done here, to guess how long the rest takes
-    for place, run in enumerate(left):
+    for place, run in enumerate(waiting):
         if run.finished():  # its search, finished meanwhile, stands for it
             continue
         guess = ""
         if epochs_done:
-            rest = sum(later.epochs() or later.most_epochs() for later in left[place:])
+            rest = sum(later.epochs() or later.most_epochs() for later in waiting[place:])
             guess = f", about {rest * seconds / epochs_done / 60:.0f} min left"
-        print(f"[{place + 1}/{len(left)}] {run.name}: {run.epochs()} epochs{guess}", flush=True)
+        print(f"[{place + 1}/{len(waiting)}] {run.name}: {run.epochs()} epochs{guess}", flush=True)
         started = time.perf_counter()
         if trained := run.execute():
             seconds += time.perf_counter() - started

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint import read_checkpoint
 
 from caser import Caser
-from checkpoint import read_checkpoint
 from distill_caser import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
 from interactions import Interactions

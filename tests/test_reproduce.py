@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import study
+import table_rows
 import torch
+from checkpoint import fingerprint_weights, read_checkpoint
 from conftest import tree, write_rows
 
 import distill_caser
 import reproduce_tables
-import study
-import table_rows
 import train_caser
-from checkpoint import fingerprint_weights, read_checkpoint
 from utils import pick_device
 
 SCRIPTS = {"train_caser.py": train_caser.main, "distill_caser.py": distill_caser.main}

@@ -3,15 +3,15 @@ import re
 import signal
 from functools import partial
 
+import command_line
 import numpy as np
 import pytest
 import torch
+from checkpoint import records_path
 from conftest import tree, write_rows
 
-import command_line
 import train_caser
 from caser import Caser
-from checkpoint import records_path
 from evaluation import evaluate_ranking
 from interactions import DataSet
 from losses import pointwise_loss
