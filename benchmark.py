@@ -245,8 +245,8 @@ def main(argv=None):
         print(f"{data.headline()}; {device}, {torch.get_num_threads()} threads, {versions()}")
         rows = [("read the files, make the windows", seconds, None, "")]
         million = million_rows(folder)
-        rows += [("read a million rows", median_seconds(lambda: read_interactions(million), 3, device),
-                  2.0, "2 s")]  # fmt: skip
+        seconds = median_seconds(lambda: read_interactions(million), 3, device)
+        rows += [("read a million rows", seconds, 2.0, "2 s")]
         rows += measure(data, device, args.repeat)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         run = step(layer_by_layer(data.train, device))

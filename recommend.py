@@ -9,6 +9,7 @@ import sys
 from string import whitespace  # what divides a data set's columns: ids may end in other spaces
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from evaluation import best_items, scoring_blocks
@@ -213,22 +214,28 @@ def named_users(text, model):
 # ------------------------------------------------------------------------------- output
 
 
-def rows_of(blocks, model, tells_embedding):
-    """Yield (number of users, rows), some users at a time: user, item, rank from 1, score, and
-    which embedding."""
-    ids = [None, *model.item_map]
+def tables(blocks, model, tells_embedding):
+    """Yield (number of users, DataFrame), some users at a time: user, item, rank from 1, score,
+    and which embedding."""
+    ids = np.array([None, *model.item_map], dtype=object)
     for users, items, scores in blocks:
-        size = max(1, ROWS_AT_ONCE // items.shape[1])
+        k = items.shape[1]
+        size = max(1, ROWS_AT_ONCE // k)
         for first in range(0, len(users), size):
             part = slice(first, first + size)
-            yield len(users[part]), [
-                ["sequence" if user is None else user, ids[item], rank, float(f"{score:.6g}")]
-                + (["own" if user in model.user_map else "mean"] if tells_embedding else [])
-                for user, *best in zip(users[part], items[part].tolist(), scores[part].tolist(),
-                                       strict=True)
-                for rank, (item, score) in enumerate(zip(*best, strict=True), 1)
-                if item != PADDING
-            ]  # fmt: skip
+            names = ["sequence" if user is None else user for user in users[part]]
+            table = pd.DataFrame(
+                {
+                    "user": np.repeat(np.array(names, dtype=object), k),
+                    "item": ids[items[part].ravel()],
+                    "rank": np.tile(np.arange(1, k + 1), len(names)),
+                    "score": [float(f"{score:.6g}") for score in scores[part].ravel().tolist()],
+                }
+            )
+            if tells_embedding:
+                known = ["own" if user in model.user_map else "mean" for user in users[part]]
+                table["embedding"] = np.repeat(np.array(known, dtype=object), k)
+            yield len(names), table[items[part].ravel() != PADDING]
 
 
 def refuse_to_replace(output, *inputs):
@@ -305,9 +312,7 @@ def main(argv=None):
     top = args.top
     if top > len(model.item_map):
         raise UserError(f"--top {top}: the model has {len(model.item_map)} items; ask for fewer")
-    columns = ["user", "item", "rank", "score"]
     if own:
-        columns.append("embedding")
         histories = read_histories(args.history) if args.history else one_history(args, model)
         tell_what_is_unknown(model, histories, args.history or "--sequence")
         blocks, total = ranked_histories(model, histories, top, args.include_seen), len(histories)
@@ -318,11 +323,11 @@ def main(argv=None):
     if args.output:
         require_writable(args.output)
     with (
-        open_output(args.output, columns) as output,
+        open_output(args.output) as write,
         tqdm(total=total, desc="users", leave=False, disable=None) as bar,
     ):
-        for count, rows in rows_of(blocks, model, own):
-            output.write(rows)
+        for count, table in tables(blocks, model, own):
+            write(table)
             bar.update(count)
     if args.output:
         print(f"saved the top {top} for {total} users in {args.output}")

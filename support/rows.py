@@ -9,7 +9,6 @@ import csv
 import io
 import itertools
 import lzma
-import math
 import re
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from support.headers import HEADER, is_number, told_by_structure, within
 from utils import UserError
 
 BLOCK = 1 << 24  # bytes read at a time: bounds the memory
@@ -27,8 +27,6 @@ EXPECTED = "expected `user item [rating [time]]`, separated by spaces or tabs"
 MARK = b"\xef\xbb\xbf"  # the byte order mark that begins some UTF-8 files
 BLANKS = bytes.maketrans(b"\t\v\f", b"   ")
 SPACE_INSIDE_TABS = re.compile(rb"(?m)^(?=[^\n]*\S[ ]*\t)[^\n]*[^\s][ ]+[^\s][^\n]*")
-USER = re.compile(r"(?i)[\"']?(?:users?(?:[_-]?id)?|uid)(?::\w+)?[\"']?")
-ITEM = re.compile(r"(?i)[\"']?(?:items?(?:[_-]?id)?|iid)(?::\w+)?[\"']?")
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,15 @@ def read_rows(file, name, layout=TRAINING):
     except (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{name}: damaged ({error})") from None
     if not times:
-        raise UserError(f"{name}: no rows in it" + f"; {EXPECTED}" * reader.plain)
+        raise UserError(f"{name}: no rows in it{f'; {EXPECTED}' if reader.plain else ''}")
     frame = {
         column: pd.Categorical.from_codes(np.concatenate(part), pd.Index(list(seen), dtype=object))
         for column, seen, part in zip(columns, numbers, parts, strict=True)
     }
-    frame["time"] = pd.concat(times, ignore_index=True)
+    try:
+        frame["time"] = pd.concat(times, ignore_index=True)
+    except ValueError:
+        raise UserError(f"{name}: {TOO_FAR_APART}") from None
     return pd.DataFrame(frame, copy=False), reader.notes
 
 
@@ -112,7 +113,7 @@ class _Reader:
             after = self.line + block.count(b"\n")
             if self.width is None:
                 block = self._without_header(block)
-            if not block.isspace():
+            if block.count(b"\n") < len(block):
                 yield block
             self.line = after
 
@@ -132,10 +133,10 @@ class _Reader:
             refuse(error.start, "not UTF-8; save the file as UTF-8")
         if b"\0" in block:
             refuse(block.index(b"\0"), "a NUL byte, so this is no UTF-8 text")
+        if self.mark != self.delimiter:
+            block = block.replace(self.delimiter, self.mark)
         if not self.plain:
-            return (
-                block if self.mark == self.delimiter else block.replace(self.delimiter, self.mark)
-            )
+            return block
         if b"\t" in block and b" " in block and (found := SPACE_INSIDE_TABS.search(block)):
             refuse(found.start(), f"{_quoted(found[0].decode())} has a space between tabs; ids hold"
                    " no white space, and one kind of separator divides the columns")  # fmt: skip
@@ -161,7 +162,8 @@ class _Reader:
                 if fields:
                     yield after, fields
         except csv.Error as error:
-            self.refuse(after, error)
+            never_closed = "end of data" in str(error) or "field limit" in str(error)
+            self.refuse(after, "a quote opens here and never closes" if never_closed else error)
 
     # ------------------------------------------------------------------------- the header
 
@@ -178,13 +180,13 @@ class _Reader:
             names = [field.strip() for field in fields]
             self.places = [self._place(column, names) for column in self.places]
         elif self.plain:
-            self._refuse_csv(fields, rest)
             self.places = self.places if self.width > 2 else [0, 1, None, None]
-            header = self._is_header(fields, [row for row in rest if len(row) == self.width])
+            header, fault = told_by_structure(fields, rest)
+            if fault:
+                self.refuse(self.first, f"{self._shown(fields)}{fault}")
             if header:
-                shown = self._shown(fields)
-                self.notes.append(f"{self.name}, line {self.first}: {shown} is a header and was"
-                                  " skipped")  # fmt: skip
+                place = f"{self.name}, line {self.first}"
+                self.notes.append(f"{place}: {self._shown(fields)} is a header and was skipped")
         if self.places[0] == self.places[1]:
             raise UserError(f"{self.name}: user and item are the same column; name two")
         if not header:
@@ -196,45 +198,14 @@ class _Reader:
         """The number of a column of the layout, from a header's names."""
         if not isinstance(column, str):
             return column
-        if names.count(column) == 1:
-            return names.index(column)
-        if column in names:
-            self.refuse(self.first, f"{names.count(column)} columns {column!r}; number the columns"
-                        " and add --header")  # fmt: skip
-        self.refuse(
-            self.first,
-            f"no column {column!r} in {', '.join(names)[:200]!r}; name one that is there, or what"
-            " stands between them by --delimiter",
-        )
-
-    def _refuse_csv(self, fields, rest):
-        """UserError where other marks than white space seem to divide the columns."""
-        for mark in (",", ";", "|", "::"):
-            if len(fields) in (3, 4) and _is_number(fields[2]):  # as data should be
-                divided = all(field.endswith(mark) for field in fields[:2])
-            else:
-                divided = any(mark in field for field in fields[:2])
-                divided = divided and all(mark in "".join(row) for row in rest)
-            if divided:
-                self.refuse(
-                    self.first,
-                    f"{self._shown(fields)} looks like a csv file; separate the columns by spaces"
-                    " or tabs, or, where these are ids, add a third column of ratings",
-                )
-
-    def _is_header(self, fields, rest):
-        """Whether the first row of a training file names the columns, which the rest tells: words
-        over numbers. UserError where the rest can't tell and a name is that of a column."""
-        if self.width > 2:
-            recurs = any(fields[0] == row[0] or fields[1] == row[1] for row in rest)
-            return not (recurs or _is_number(fields[2])) and any(_is_number(r[2]) for r in rest)
-        if self.width == 2:
-            worded = not any(letter.isdigit() for letter in "".join(fields))
-            if worded and rest and all(field.isdigit() for row in rest for field in row):
-                return True
-            if USER.fullmatch(fields[0]) or ITEM.fullmatch(fields[1]):
-                self.refuse(self.first, f"{self._shown(fields)}{HEADER}")
-        return False
+        if names.count(column) != 1:
+            self.refuse(
+                self.first,
+                f"{names.count(column) or 'no'} columns {column!r} in {', '.join(names)[:200]!r};"
+                " name one that is there once, or number the columns and add --header, or say what"
+                " stands between them by --delimiter",
+            )
+        return names.index(column)
 
     # ------------------------------------------------------------------------ the columns
 
@@ -251,8 +222,8 @@ class _Reader:
                 hint = self.layout.hint if line == self.first else ""
                 self.refuse(line, f"{self._shown(fields)}{fault}{hint}")
             lines = rows[len(rows) // 2 - 1][0] - first
-            head, tail = block.split(b"\n", lines)[:lines], block.split(b"\n", lines)[lines]
-            self.read(b"\n".join(head) + b"\n")
+            *head, tail = block.split(b"\n", lines)
+            self.read(b"\n".join([*head, b""]))
             self.line = first + lines
             self.read(tail)
             self.refuse(first, f"from here on, {TOO_FAR_APART}")  # no row fails by itself
@@ -264,11 +235,11 @@ class _Reader:
             for place in self.places
         )
         user, item = (self._coded_ids(texts) for texts in (user, item))
-        if self.plain and self.width == 2 and _header_within(user, item):
+        if self.plain and self.width == 2 and within(user, item):
             raise _Fault(HEADER)
         rating = (np.zeros(count, int), ["1"]) if rating is None else pd.factorize(rating)
         for text in rating[1]:
-            if not _is_number(text):
+            if not is_number(text):
                 raise _Fault(f": the rating {_quoted(text)} is not a number")
         if time is None:
             return user, item, rating, pd.Series(np.ones(count, int))
@@ -289,12 +260,12 @@ class _Reader:
             ends = np.flatnonzero(text[places] == ord("\n"))
             blank = np.diff(places[ends], prepend=-1) == 1
             rows, widths = None, np.diff(ends, prepend=-1)[~blank]
-        other = widths[(widths != self.width) | (self.plain & ((widths < 2) | (widths > 4)))]
-        if len(other) and self.plain and not 2 <= other[0] <= 4:
-            raise _Fault(f" has {other[0]} field(s); {EXPECTED}")
-        if len(other):
-            above = "the header" if self.layout.header else "the lines above"
-            raise _Fault(f" has {other[0]} fields, {above} {self.width}")
+        for width in (self.width, *widths[widths != self.width][:1]):
+            if self.plain and not 2 <= width <= 4:
+                raise _Fault(f" has {width} field(s); {EXPECTED}")
+            if width != self.width:
+                above = "the header" if self.layout.header else "the lines above"
+                raise _Fault(f" has {width} fields, {above} {self.width}")
         needed = [place for place in self.places if place is not None]
         if max(needed) >= self.width:
             raise _Fault(f" has {self.width} column(s); more are needed")
@@ -324,29 +295,11 @@ class _Fault(Exception):
     """Why a row, which the message begins with, can't be read."""
 
 
-HEADER = " looks like a header; delete that line"
 TOO_FAR_APART = "some times have nine decimals and others lie centuries away; round the former"
 
 
 def _quoted(text):
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _is_number(text):
-    """Whether it is a finite number in ASCII digits."""
-    try:
-        return text.isascii() and math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _header_within(users, items):
-    """Whether a row of two columns, each (codes, texts), is one of columns' names."""
-    named = [
-        np.isin(codes, [place for place, text in enumerate(texts) if pattern.fullmatch(text)])
-        for (codes, texts), pattern in ((users, USER), (items, ITEM))
-    ]
-    return (named[0] & named[1]).any()
 
 
 def _times(texts):

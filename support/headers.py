@@ -1,0 +1,67 @@
+"""Whether the first row of a training file is data, told by the rows below it."""
+
+import math
+import re
+
+import numpy as np
+
+HEADER = " looks like a header; delete that line"
+CSV = (
+    " looks like a csv file; separate the columns by spaces or tabs, or, where these are ids, add a"
+    " third column of ratings"
+)
+# Where structure can't tell, these names do: a line with one is refused, never skipped.
+USER = re.compile(r"(?i)[\"']?(?:users?(?:[_-]?id)?|uid)(?::\w+)?[\"']?")
+ITEM = re.compile(r"(?i)[\"']?(?:items?(?:[_-]?id)?|iid)(?::\w+)?[\"']?")
+
+
+def told_by_structure(fields, rest):
+    """Whether a row names the columns, as words over numbers do; and why it can't be, or None.
+
+    fields: list of str, the row. rest: list of such lists, the rows below.
+    """
+    if _is_csv(fields, rest):
+        return False, CSV
+    rest = [row for row in rest if len(row) == len(fields)]
+    if len(fields) > 2:
+        recurs = any(fields[0] == row[0] or fields[1] == row[1] for row in rest)
+        numbers = any(is_number(row[2]) for row in rest)
+        return numbers and not recurs and not is_number(fields[2]), None
+    if len(fields) == 2:
+        worded = not any(letter.isdigit() for letter in "".join(fields))
+        if worded and rest and all(field.isdigit() for row in rest for field in row):
+            return True, None
+        if USER.fullmatch(fields[0]) or ITEM.fullmatch(fields[1]):
+            return False, HEADER
+    return False, None
+
+
+def _is_csv(fields, rest):
+    """Whether other marks than white space seem to divide the columns."""
+    for mark in (",", ";", "|", "::"):
+        if len(fields) in (3, 4) and is_number(fields[2]):  # as data should be
+            divided = all(field.endswith(mark) for field in fields[:2])
+        else:
+            divided = any(mark in field for field in fields[:2])
+            divided = divided and all(mark in "".join(row) for row in rest)
+        if divided:
+            return True
+    return False
+
+
+def within(users, items):
+    """Whether some row of two columns, each (codes (n,), the texts that they stand for), names the
+    columns."""
+    named = [
+        np.isin(codes, [place for place, text in enumerate(texts) if pattern.fullmatch(text)])
+        for (codes, texts), pattern in ((users, USER), (items, ITEM))
+    ]
+    return (named[0] & named[1]).any()
+
+
+def is_number(text):
+    """Whether it is a finite number in ASCII digits."""
+    try:
+        return text.isascii() and math.isfinite(float(text))
+    except ValueError:
+        return False
