@@ -24,7 +24,7 @@ from distillation import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
 from recommender import Recommender
 from support.data_set import DataSet, read_interactions
-from utils import Parser, device_flag, in_range, pick_device, run_command, set_seed, versions
+from utils import Parser, device_flag, in_range, pick_device, run_command, versions
 
 GOWALLA = (13_149, 14_009, 433_356)  # users, items, train rows of the test split
 K, SAMPLES, NEGATIVES, BATCH = 10, 100, 3, 512
@@ -165,10 +165,9 @@ def measure(data, device, repeat):
     teacher = Recommender(partial(Caser, d=100), device=device)
     student = Recommender(partial(Caser, d=50), device=device)
     lists = np.random.default_rng(0).integers(1, train.num_items, (windows, K), dtype=np.int32)
-    distilled = DistilledRecommender(partial(Caser, d=50), lists, device=device,
+    distilled = DistilledRecommender(partial(Caser, d=50), teacher_topk=lists, device=device,
                                      dynamic_start_epoch=0)  # fmt: skip
     for model in (teacher, student, distilled):
-        set_seed(0)
         model.prepare(train)
     users = teacher.users[teacher.instances[torch.randperm(len(teacher.instances))[:BATCH]]]
 
@@ -212,7 +211,6 @@ def growth(folder, device, repeat):
         sizes = [size // part for size in GOWALLA]
         data = DataSet.load("part", *made_up(folder, *sizes), 5, 1)
         model = Recommender(partial(Caser, d=100), device=device)
-        set_seed(0)
         model.prepare(data.train)
         timed = partial(median_seconds, device=device)
         yield {

@@ -112,7 +112,9 @@ class Caser(nn.Module):
         return {"num_users": num_users, "num_items": num_items, "L": L, "d": d, "nv": nv, "nh": nh}
 
     def add_mean_user(self):
-        """Give the user table one row more, the mean of all, for users that it does not know."""
+        """Give the user table one row more, the mean of all, for users that it does not know;
+        return its number."""
         weight = self.user_embeddings.weight.detach()
         weight = torch.cat([weight, weight.mean(0, keepdim=True)])
         self.user_embeddings = nn.Embedding.from_pretrained(weight)
+        return len(weight) - 1

@@ -1,6 +1,7 @@
 """Distil a small recommender from a large one through its top-K lists."""
 
 import os
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,23 +22,24 @@ from support.checkpoint import fingerprint_weights, read_checkpoint
 from support.command_line import (
     checkpoint_name,
     evaluate_checkpoint,
-    output_path,
     training_command,
     training_options,
     training_parser,
 )
 from support.list_cache import load_or_build_lists, require_same_lists
+from support.run import COMPARED
 from utils import UserError, numeric_flag, path_flag
 
 
 def distill(network, script, description, d, argv=None):
     """Distil a student by a command line; return the exit status. Arguments as for
     ``recommender.train``."""
-    make = partial(_make_distilled, network)
     parser = distillation_parser(description, network, d)
-    return training_command(parser, script, network, NETWORKS, argv, make)
+    check, make = (partial(step, network) for step in (_check, _make_distilled))
+    return training_command(parser, script, network, NETWORKS, argv, make, "-rd", check)
 
 
+@dataclass(eq=False)
 class DistilledRecommender(Recommender):
     """A Recommender that also learns from a teacher's list of K items per training instance.
 
@@ -50,39 +52,22 @@ class DistilledRecommender(Recommender):
         paper's balance a.
     lamda: of the position importance (Eq. 8).
     mu: of the ranking discrepancy (Eq. 9).
-    num_dynamic_samples: items S that estimate a rank.
+    dynamic_samples: items S that estimate a rank.
     dynamic_start_epoch: the last epoch without the discrepancy.
     weights: "hybrid", "position", "discrepancy" or "uniform", the columns of the paper's Table 4.
     hybrid_weight: "product", as in the authors' code, or "normalized", as in the paper.
-    made_from: dict of plain values, what the lists were made from; kept in checkpoints.
     """
 
-    tells_regular_loss = True
+    teacher_topk: np.ndarray = field(kw_only=True)
+    teach_alpha: float = 1.0
+    lamda: float = 1.0
+    mu: float = 0.1
+    dynamic_samples: int = 100
+    dynamic_start_epoch: int = 10
+    weights: str = "hybrid"
+    hybrid_weight: str = "product"
 
-    def __init__(
-        self,
-        make_network,
-        teacher_topk,
-        teach_alpha=1.0,
-        lamda=1.0,
-        mu=0.1,
-        num_dynamic_samples=100,
-        dynamic_start_epoch=10,
-        weights="hybrid",
-        hybrid_weight="product",
-        made_from=None,
-        **options,
-    ):
-        super().__init__(make_network, **options)
-        self.teacher_topk = teacher_topk
-        self.teach_alpha = teach_alpha
-        self.lamda = lamda
-        self.mu = mu
-        self.num_dynamic_samples = num_dynamic_samples
-        self.dynamic_start_epoch = dynamic_start_epoch
-        self.weights = weights
-        self.hybrid_weight = hybrid_weight
-        self.made_from = made_from or {}
+    tells_regular_loss = True
 
     def prepare(self, train):
         super().prepare(train)
@@ -119,14 +104,7 @@ class DistilledRecommender(Recommender):
 
     def draw_dynamic_samples(self, rows, users):
         """(B, S) int64, items that ``users`` (B,) do not have in train."""
-        return self.sampler.draw(users, self.num_dynamic_samples)
-
-    def state(self):
-        return super().state() | {"made_from": self.made_from}
-
-    def restore(self, checkpoint):
-        require_same_lists(checkpoint, self.made_from)
-        super().restore(checkpoint)
+        return self.sampler.draw(users, self.dynamic_samples)
 
 
 # -------------------------------------------------------------------- the teacher's lists
@@ -203,29 +181,22 @@ def distillation_parser(description, network, d):
     return parser
 
 
-def _make_distilled(network, args, data, checkpoint, make_network):
-    """The DistilledRecommender that the flags describe, and the path of its checkpoint."""
+def _check(network, args, data, path):
+    """UserError where no lists could be filled, or the student would replace its teacher."""
     check_K(args.K, data.train, args.teacher_exclude)
-    teacher_path = _find_teacher(args, data, network)
-    path = output_path(args, checkpoint_name(data.name, network, args.d, "-rd"))
-    if os.path.realpath(teacher_path) == os.path.realpath(path):
+    if os.path.realpath(_find_teacher(args, data, network)) == os.path.realpath(path):
         raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
                         " --output_dir")  # fmt: skip
-    lists, made_from = _lists_for(args, data, teacher_path, checkpoint)
-    model = DistilledRecommender(
-        make_network,
-        lists,
-        args.teach_alpha,
-        args.lamda,
-        args.mu,
-        args.dynamic_samples,
-        args.dynamic_start_epoch,
-        args.weights,
-        args.hybrid_weight,
-        made_from,
-        **training_options(args),
-    )
-    return model, path
+
+
+def _make_distilled(network, args, data, checkpoint, make_network):
+    """The DistilledRecommender that the flags describe, and what its lists were made from."""
+    lists, made_from = _lists_for(args, data, _find_teacher(args, data, network), checkpoint)
+    names = ("teach_alpha", "lamda", "mu", "dynamic_samples", "dynamic_start_epoch", "weights",
+             "hybrid_weight")  # fmt: skip
+    options = training_options(args) | {name: getattr(args, name) for name in names}
+    model = DistilledRecommender(make_network, teacher_topk=lists, **options)
+    return model, made_from
 
 
 def _find_teacher(args, data, network):
@@ -252,6 +223,8 @@ def _lists_for(args, data, path, student=None):
     net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
     made_from = {
         "teacher": fingerprint_weights(teacher),
+        "teacher_run": {part: teacher.get("run", {}).get(part) for part in COMPARED},
+        "teacher_epochs": teacher["epoch_num"],
         "data": data.identity["fingerprint"],
         "L": args.L,
         "T": args.T,
@@ -259,11 +232,11 @@ def _lists_for(args, data, path, student=None):
         "exclude": args.teacher_exclude,
         "activations": ", ".join(v for v in net.architecture.values() if isinstance(v, str)),
     }
-    if student and "made_from" in student and not args.teacher_topk_path:
+    if student and not args.teacher_topk_path:
         require_same_lists(student, made_from)  # before a cache is replaced
     kind = "" if teacher["network"] is NETWORKS[0] else f"{net.name}-"
     default = f"{data.name}-{kind}teacher-dim={d}-top={args.K}.npy"
-    return load_or_build_lists(
+    lists, made_from = load_or_build_lists(
         Path(args.teacher_topk_path or Path(args.output_dir, default)),
         args.teacher_topk_path is not None,
         made_from,
@@ -271,3 +244,6 @@ def _lists_for(args, data, path, student=None):
         data.train.num_items,
         partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
     )
+    if student and args.teacher_topk_path:
+        require_same_lists(student, made_from)
+    return lists, made_from

@@ -82,11 +82,21 @@ class Interactions:
         return pairs
 
     def fingerprint(self):
-        """A hash of the rows, in the order of their users, with the original ids."""
+        """A hash of the rows as they are numbered here, in the order of their users, with the
+        original ids."""
         order = np.argsort(self.user_ids, kind="stable")
         maps = "\n".join((*self.user_map, "", *self.item_map)).encode()
         rows = self.user_ids[order], self.item_ids[order]
         return fingerprint(*rows, np.frombuffer(maps, dtype=np.uint8))
+
+    def fingerprint_by_id(self):
+        """A hash of who did what, in each user's order, however users and items are numbered."""
+        users, user_names = _ranked_by_name(self.user_ids, list(self.user_map))
+        known = [None, *self.item_map, *self.unknown_items]
+        items, item_names = _ranked_by_name(self.item_ids, known)
+        order = np.argsort(users, kind="stable")
+        names = np.frombuffer(f"{user_names}\n\n{item_names}".encode(), dtype=np.uint8)
+        return fingerprint(users[order], items[order], names)
 
     def to_sequence(self, sequence_length=5, target_length=1):
         """Cut every user's row of items into windows, in the order of the authors' code.
@@ -129,6 +139,17 @@ def _numbered(names, known, first):
     unknown = [name for name in found if name not in known]
     numbers = known | {name: number for number, name in enumerate(unknown, len(known) + first)}
     return np.array([numbers[name] for name in found], dtype=np.int64)[codes], known, unknown
+
+
+def _ranked_by_name(numbers, names):
+    """For numbers (n,), places in a list of names: the places (n,) among the sorted names that
+    occur, and these as one text."""
+    found, codes = np.unique(numbers, return_inverse=True)
+    texts = [names[number] for number in found]
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    rank = np.empty(len(texts), dtype=np.int64)
+    rank[order] = np.arange(len(texts))
+    return rank[codes], "\n".join(texts[place] for place in order)
 
 
 def csr_indices(rows):

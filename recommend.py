@@ -15,7 +15,7 @@ from tqdm import tqdm
 from evaluation import best_items, scoring_blocks
 from interactions import PADDING, csr_indices
 from recommender import NETWORKS
-from support.checkpoint import read_checkpoint, records_path, restore_network
+from support.checkpoint import original_ids, read_checkpoint, records_path, restore_network
 from support.data_set import SPLITS, find_files, read_interactions
 from support.output import check_output, open_output
 from utils import (
@@ -54,18 +54,7 @@ class TrainedModel:
 
     def __init__(self, path, device="cpu"):
         self.checkpoint = checkpoint = read_checkpoint(path, NETWORKS)
-        users, items = (
-            str(checkpoint.get("data", {}).get(f"{kind}_ids")).split("\n")
-            for kind in ("user", "item")
-        )
-        self.user_map = {name: number for number, name in enumerate(users)}
-        self.item_map = {name: number for number, name in enumerate(items, PADDING + 1)}
-        sizes = len(self.user_map), len(self.item_map) + 1
-        if sizes != (checkpoint["num_users"], checkpoint["num_items"]):
-            raise UserError(
-                f"{path}: does not tell the ids of its users and items; recommend by a checkpoint"
-                " that this project's scripts have trained"
-            )
+        self.user_map, self.item_map = (original_ids(checkpoint, kind) for kind in ("user", "item"))
         self.net = restore_network(checkpoint)
         self.net.add_mean_user()
         self.net.to(pick_device(device)).eval()
@@ -278,9 +267,13 @@ def training_rows(model, args):
         root, dataset = saved.get("train_root"), saved.get("dataset") or ""
     _, train_path, _ = find_files(dataset, args.split or saved.get("split") or "test", root)
     refuse_to_replace(args.output, train_path)
-    train, notes = read_interactions(train_path)
+    train, notes = read_interactions(train_path, model.user_map, model.item_map)
     tell(notes)
-    if train.fingerprint() != model.checkpoint["data"].get("fingerprint"):
+    theirs = model.checkpoint["data"].get("train_rows")
+    ours = train.fingerprint_by_id()
+    if theirs is None:  # of an older version
+        theirs, ours = model.checkpoint["data"].get("fingerprint"), train.fingerprint()
+    if theirs != ours or train.unknown_users or train.unknown_items:
         raise UserError(
             f"{train_path}: not the rows that {path} was trained on; name those by --train_root,"
             " or give these as --history"

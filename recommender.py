@@ -1,9 +1,9 @@
 """Train a sequential recommender: the one fit, for a network alone and for a distilled one."""
 
-import contextlib
 import math
-import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,13 +14,7 @@ from evaluation import evaluate_ranking, mean_metrics, metrics_line
 from interactions import ComplementSampler
 from losses import pointwise_loss
 from support.checkpoint import load_weights
-from support.command_line import (
-    checkpoint_name,
-    output_path,
-    training_command,
-    training_options,
-    training_parser,
-)
+from support.command_line import training_command, training_options, training_parser
 from utils import DAMAGE, UserError
 
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
@@ -37,13 +31,13 @@ def train(network, script, description, d, argv=None):
     """
 
     def make(args, data, checkpoint, make_network):
-        path = output_path(args, checkpoint_name(data.name, network, args.d))
-        return Recommender(make_network, **training_options(args)), path
+        return Recommender(make_network, **training_options(args)), None
 
     parser = training_parser(description, network, d)
     return training_command(parser, script, network, NETWORKS, argv, make)
 
 
+@dataclass(eq=False)
 class Recommender:
     """Trains a sequential network on the ranking loss, evaluates it, and keeps checkpoints.
 
@@ -56,48 +50,39 @@ class Recommender:
     neg_samples: negatives per instance.
     learning_rate: of Adam.
     train_fraction: share of the training instances that are used, drawn once.
+    seed: with the number of an epoch, of everything that this epoch draws.
     device: where all of it runs.
 
     Attributes
     ----------
     net: the network, once there is one.
     epoch_num: the last finished epoch.
-    step: batches done of the next.
     records: list of dict, one per finished epoch.
     """
 
+    make_network: Callable
+    n_iter: int = 50
+    batch_size: int = 512
+    l2: float = 1e-6
+    neg_samples: int = 3
+    learning_rate: float = 1e-3
+    train_fraction: float = 1.0
+    seed: int = 1234
+    device: str | torch.device = "cpu"
+
     tells_regular_loss = False  # whether the logged loss holds more than the ranking loss
 
-    def __init__(
-        self,
-        make_network,
-        n_iter=50,
-        batch_size=512,
-        l2=1e-6,
-        neg_samples=3,
-        learning_rate=1e-3,
-        train_fraction=1.0,
-        device="cpu",
-    ):
-        self.make_network = make_network
-        self.n_iter = n_iter
-        self.batch_size = batch_size
-        self.l2 = l2
-        self.neg_samples = neg_samples
-        self.learning_rate = learning_rate
-        self.train_fraction = train_fraction
-        self.device = torch.device(device)
+    def __post_init__(self):
+        self.device = torch.device(self.device)
         self.net = None
-        self.epoch_num = self.step = 0
+        self.epoch_num = 0
         self.records = []
-        self._seconds = 0.0  # what an interrupted epoch had taken
-        self._losses = None  # (batches, 2) of the running epoch: loss, regular loss
-        self._epoch_random = self._step_random = None
 
     # ------------------------------------------------------------------------- training
 
     def prepare(self, train):
         """Put the windows of ``train`` (after ``to_sequence``) on the device; make the network."""
+        seed_epoch(self.seed, 0)
         windows = train.sequences
         self.users, self.sequences, self.targets = (
             torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -115,67 +100,49 @@ class Recommender:
             self.net.parameters(), lr=self.learning_rate, weight_decay=self.l2, fused=True
         )
 
-    def fit(self, train, test=None, eval_every=10, save_every=None, save=None, log=None):
+    def fit(self, train, test=None, eval_every=10, save_every=1, save=None, log=None):
         """Train up to epoch ``n_iter``, printing a line per epoch.
 
         test: Interactions to evaluate on after every ``eval_every`` epochs and the last one.
-        save: called without arguments after every ``save_every`` epochs (default: each
-        evaluation), after the last one, and on Ctrl-C, SIGTERM or SIGHUP after the running step.
+        save: called without arguments after every ``save_every`` epochs and the last one.
         log: called with every finished epoch's record, a dict of numbers.
 
-        Returns the signal number that stopped it, or None. Raises UserError, naming epoch and
-        batch, when a loss is not finite; nothing is saved then.
+        Raises UserError, naming epoch and batch, when a loss is not finite; that epoch is not
+        saved then.
         """
-        with _StopRequest() as stop:
-            while self.epoch_num < self.n_iter:
-                record = self._run_epoch(stop)
-                if record is None:
-                    if save:
-                        save()
-                    break
-                epoch, last = record["epoch"], record["epoch"] == self.n_iter
-                evaluated = test is not None and (last or epoch % eval_every == 0)
-                if evaluated:
-                    started = time.perf_counter()
-                    record |= mean_metrics(evaluate_ranking(self.net, train, test))
-                    record["eval_seconds"] = round(time.perf_counter() - started, 4)
-                self.records.append(record)
-                if save and (last or (epoch % save_every == 0 if save_every else evaluated)):
+        for epoch in range(self.epoch_num + 1, self.n_iter + 1):
+            record = self._run_epoch(epoch)
+            last = epoch == self.n_iter
+            if test is not None and (last or epoch % eval_every == 0):
+                started = time.perf_counter()
+                record |= mean_metrics(evaluate_ranking(self.net, train, test))
+                record["eval_seconds"] = round(time.perf_counter() - started, 4)
+            self.epoch_num = epoch
+            self.records.append(record)
+            if save and (last or epoch % save_every == 0):
+                save()
+            try:
+                print(self._log_line(record), flush=True)
+            except BrokenPipeError:  # whoever read it has left, as `head` does
+                if save:
                     save()
-                try:
-                    print(self._log_line(record), flush=True)
-                except BrokenPipeError:  # whoever read it has left, as `head` does
-                    if save:
-                        save()
-                    raise
-                if log:
-                    log(record)
-            return stop.signal_number
+                raise
+            if log:
+                log(record)
 
-    def _run_epoch(self, stop):
-        """One pass over the instances; None where ``stop`` came in between."""
-        epoch = self.epoch_num + 1
-        started = time.perf_counter() - self._seconds
-        self._epoch_random = _random_state(self.device)
+    def _run_epoch(self, epoch):
+        """One pass over the instances; returns its record."""
+        started = time.perf_counter()
+        seed_epoch(self.seed, epoch)
         batches = self.epoch_order().split(self.batch_size)
-        if self.step:
-            _set_random_state(self._step_random, self.device)
-        else:
-            self._losses = torch.zeros(len(batches), 2, device=self.device)
+        losses = torch.zeros(len(batches), 2, device=self.device)  # loss, regular loss
         self.net.train()
-        bar = tqdm(batches[self.step :], f"Epoch {epoch}", leave=False, disable=None)
-        for rows in bar:
-            if stop.signal_number:
-                self._seconds = time.perf_counter() - started
-                self._check_losses(epoch)
-                bar.close()
-                return None
-            loss, regular_loss = self.train_on(rows)
-            self._losses[self.step, 0] = loss.detach()
-            self._losses[self.step, 1] = regular_loss.detach()
-            self.step += 1
-        loss, regular_loss = self._check_losses(epoch).mean(0).tolist()
-        self.epoch_num, self.step, self._seconds, self._epoch_random = epoch, 0, 0.0, None
+        for place, rows in enumerate(tqdm(batches, f"Epoch {epoch}", leave=False, disable=None)):
+            for column, loss in enumerate(self.train_on(rows)):
+                losses[place, column] = loss.detach()
+        losses = losses.cpu().double()
+        self._refuse_unless_finite(epoch, losses)
+        loss, regular_loss = losses.mean(0).tolist()
         record = {"epoch": epoch, "loss": loss}
         if self.tells_regular_loss:
             record["regular_loss"] = regular_loss
@@ -201,19 +168,17 @@ class Recommender:
         regular_loss = pointwise_loss(positive, negative)
         return regular_loss + self.more_loss(rows, users, x, more_items, more), regular_loss
 
-    def _check_losses(self, epoch):
-        """The running epoch's losses so far; UserError at the first that is not finite."""
-        losses = self._losses[: self.step].cpu().double()
+    def _refuse_unless_finite(self, epoch, losses):
+        """UserError at the first of an epoch's losses (batches, 2) that is not finite."""
         bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
         weights_bad = not all(value.isfinite().all() for value in self.net.state_dict().values())
         if bad or weights_bad:
-            batch = bad[0] + 1 if bad else self.step
+            batch = bad[0] + 1 if bad else len(losses)
             what = "loss" if bad else "weights"
             raise UserError(
                 f"epoch {epoch}, batch {batch}: the {what} stopped being finite; lower"
                 " --learning_rate. Nothing was saved after the last good checkpoint"
             )
-        return losses
 
     def _log_line(self, record):
         parts = [f"Epoch {record['epoch']} [{record['train_seconds']:.1f} s]\tloss="]
@@ -251,52 +216,33 @@ class Recommender:
             "epoch_num": self.epoch_num,
             "state_dict": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
             "network": self.net.name,
             "architecture": self.net.architecture,
             "records": self.records,
             "metrics": next((r for r in reversed(self.records) if "map" in r), {}),
-            "epoch_random": self._epoch_random or _random_state(self.device),
-            "step_random": _random_state(self.device),
-            "step_losses": self._losses[: self.step].clone(),
-            "step_seconds": self._seconds,
         }
 
     def restore(self, checkpoint):
         """Take over what ``state()`` gave, or the authors' three keys; after ``prepare``."""
         load_weights(self.net, checkpoint)
         try:
+            if checkpoint.get("step"):
+                raise ValueError("an older version saved it inside an epoch; train it anew")
             _restore_adam(self.optimizer, checkpoint["optimizer"])
-            self.epoch_num, self.step = checkpoint["epoch_num"], checkpoint.get("step", 0)
+            self.epoch_num = checkpoint["epoch_num"]
             self.records = list(checkpoint.get("records", []))
-            if "epoch_random" in checkpoint:
-                self._step_random = checkpoint["step_random"]
-                for state in (self._step_random, checkpoint["epoch_random"]):  # both must be good
-                    _set_random_state(state, self.device)
-                self._seconds = checkpoint["step_seconds"]
-                batches = -(-len(self.instances) // self.batch_size)
-                if not (0 <= self.step < batches and 0 <= self._seconds < math.inf):
-                    raise ValueError(f"it stands at step {self.step} of {batches}")
-                self._losses = torch.zeros(batches, 2, device=self.device)
-                self._losses[: self.step] = checkpoint["step_losses"].to(self.device)
         except DAMAGE as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
 
 
-def _random_state(device):
-    """The states of every generator that training on ``device`` draws from, as tensors."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = getattr(torch, device.type).get_rng_state()
-    return state
+def seed_epoch(seed, epoch):
+    """Seed torch's generators, on all devices, for what an epoch draws; 0 is before the first.
 
-
-def _set_random_state(state, device):
-    """Undo what was drawn since ``_random_state(device)`` gave ``state``."""
-    torch.set_rng_state(state["cpu"])
-    if device.type in state and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(state[device.type])
+    On a CPU torch takes the low 32 bits of a seed alone, so the two numbers are hashed into them.
+    """
+    (state,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state))
 
 
 def _restore_adam(optimizer, saved):
@@ -319,29 +265,3 @@ def _restore_adam(optimizer, saved):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
         if not (mean.isfinite().all() and (square >= 0).all() and state["step"] >= 0):
             raise ValueError("a moment of its optimizer is damaged")
-
-
-class _StopRequest:
-    """Turns Ctrl-C, SIGTERM and SIGHUP, unless that is ignored (nohup), inside a ``with`` block
-    into ``signal_number``; the block itself decides when to stop. A second signal does what it
-    always does."""
-
-    def __enter__(self):
-        self.signal_number = None
-        self._handlers = {}
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)  # which Windows has not
-        with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            for number in numbers:
-                self._handlers[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number, frame):
-        self.signal_number = number
-        self.__exit__()
-
-    def __exit__(self, *exception):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}

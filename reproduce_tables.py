@@ -31,6 +31,8 @@ def get_args_parser():
     parser.add_argument("--figure", choices=[*FIGURES, "all"], help="run and draw a figure")
     numeric_flag(parser, "--seeds", 1, int, "[1, 100]", "how many seeds: 1234, then 1, 2, ...")
     numeric_flag(parser, "--eval_every", 5, int, "[1, 1e9]", "epochs between the search's looks")
+    parser.add_argument("--again", action="store_true",
+                        help="do anew what another commit has done")  # fmt: skip
     instead = parser.add_mutually_exclusive_group()  # of running
     instead.add_argument(
         "--plot",
@@ -87,7 +89,7 @@ def main(argv=None):
             state = "  # finished" if run.finished() else ""
             print(f"python {shlex.join(run.command())}{state}")
         return 0
-    if args.report and study.key["data"] is None:
+    if args.report and not study.has_data:
         raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
     if not args.report:
         execute_all(runs)

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import os
 import platform
-import random
 import signal
 import sys
 from pathlib import Path
@@ -26,19 +25,39 @@ class UserError(Exception):
     """Something the person at the keyboard can mend: printed as one line, exit status 2."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGHUP came; ``number`` is the signal's."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+
 def run_command(main):
-    """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2."""
+    """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2;
+    Ctrl-C, SIGTERM and SIGHUP, unless they are ignored (nohup), are a Stopped."""
     if sys.stdout is None:  # closed, as by >&-
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # none there, or a stand-in
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.suppress(ValueError):  # only the main thread may; what it opened is closed
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = {}
+
+    def stop(number, _):
+        for name, handler in before.items():  # a second signal does what it always does
+            signal.signal(name, handler)
+        raise Stopped(number)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        with contextlib.suppress(ValueError):  # only the main thread may
+            if number and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
     try:
         status = main()
-    except KeyboardInterrupt:
-        status = _complain("interrupted", 130)
+    except KeyboardInterrupt as reason:
+        number = getattr(reason, "number", signal.SIGINT)
+        status = _complain("interrupted", 128 + number)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
@@ -53,6 +72,9 @@ def run_command(main):
         if "allocate" not in str(error) and "out of memory" not in str(error):
             raise
         status = _complain(f"out of memory: make the model or the batch smaller ({error})")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(status)
 
 
@@ -150,17 +172,10 @@ def device_flag(group):
                        help="auto is cuda where there is one, else cpu")  # fmt: skip
 
 
-def set_seed(seed):
-    """Seed every generator in use: Python's, numpy's and torch's, on all devices."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def versions():
     """What a run depends on: {"python": version, "torch": ..., "numpy": ..., ...}."""
     modules = {"torch": torch, "numpy": np, "scipy": scipy, "pandas": pd}
-    found = {name: module.__version__ for name, module in modules.items()}
+    found = {name: str(module.__version__) for name, module in modules.items()}
     return {"python": platform.python_version()} | found
 
 

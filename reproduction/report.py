@@ -12,6 +12,7 @@ from evaluation import evaluate_ranking
 from kernels import topk
 from reproduction.rows import METRICS, ROWS, TABLES
 from support.checkpoint import restore_network
+from support.run import commit
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
 PAPERS_GOWALLA = {"users": 13_149, "items": 14_009, "rows": 535_650}
@@ -78,6 +79,19 @@ def table_of_metrics(study, names):
         else:
             lines.append([row.title, "", 0, *["not run"] * len(METRICS)])
     return table(["", "epochs", "seeds", *HEADS], lines)
+
+
+def other_commits(study, rows):
+    """A line on what other commits than the present one have done, if anything."""
+    done = {
+        f"{row.title} by {run.commit or 'an unknown commit'}"
+        for row in rows
+        for run in study.finished_runs(row)
+        if run.commit != commit()
+    }
+    if done:
+        yield f"Not of this commit: {', '.join(sorted(done))}; --again does it anew."
+        yield ""
 
 
 def every_seed(study, names):
@@ -182,6 +196,7 @@ def results(study, names, rivals):
     rows = [ROWS[name] for name in names]
     settings = {run.setting() for row in rows for run in study.finished_runs(row)}
     return [
+        *other_commits(study, rows),
         *table_of_metrics(study, names),
         "",
         "Test split, all items ranked, the user's train items and padding out, nDCG as in the"

@@ -2,94 +2,54 @@
 
 How many epochs a row gets is chosen once, with the first seed, by MAP on the validation split;
 then it is trained on the test split's training rows for as many, and the test rows are read once.
+A run is finished where its records say that they are of this run, and hold all its epochs.
 """
 
-import ast
+import functools
 import glob
-import hashlib
 import json
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from distillation import check_K, distillation_parser
 from recommender import NETWORKS
 from reproduction.rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
 from support.checkpoint import fingerprint_weights, read_checkpoint, records_path
-from support.command_line import checkpoint_name
+from support.command_line import checkpoint_name, training_parser, weight_flags
 from support.data_set import DataSet, find_files
 from support.processes import locked, run_to_its_end
-from utils import DAMAGE, UserError, atomic_write, fingerprint, first_free
+from support.run import commit, data_fingerprints
+from utils import DAMAGE, UserError, first_free
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a training run's code is; docs and tables are not.
-SOURCES = ("train_*.py", "distill_*.py", "caser.py", "kernels.py", "interactions.py", "losses.py",
-           "recommender.py", "distillation.py", "evaluation.py", "utils.py",
-           "support/*.py")  # fmt: skip
-
-
-def code_version():
-    """A hash of what the code does: comments, docstrings and layout don't count. Python 3.12 writes
-    trees in other words than 3.11 and so gives another hash."""
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
-        text = path.read_text("utf-8")
-        try:
-            tree = ast.parse(text)
-        except SyntaxError:  # half edited
-            digest.update(text.encode())
-            continue
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            first = body[0] if isinstance(body, list) and body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                first.value.value = ""
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------- the runs
 
 
 class Study:
     """The runs of one data set: what they are, which are finished, and what they gave.
 
-    args: ``dataset``, ``seeds``, ``eval_every`` and ``results_dir``. ml-100k is prepared where it
-    is missing, but for a ``look`` alone, to which nothing is finished then.
+    args: ``dataset``, ``seeds``, ``eval_every``, ``results_dir`` and ``again``. ml-100k is prepared
+    where it is missing, but for a ``look`` alone, to which nothing is finished then.
     """
 
     def __init__(self, args, look=False):
         self.dataset, self.seeds, self.eval_every = args.dataset, args.seeds, args.eval_every
+        self.again = args.again
         self.settings = SETTINGS.get(args.dataset, DEFAULTS)
         self.folder = Path(args.results_dir, args.dataset)
-        self.key = {"code": code_version(), "data": None}
-        if not look or Path("datasets", args.dataset).is_dir():
-            self.key = self._present_key()
+        self.has_data = not look or Path("datasets", args.dataset).is_dir()
         self._data = {}
-
-    def _present_key(self):
-        """What ties results to the code and to the data, as both are on disk now."""
-        files = {split: find_files(self.dataset, split)[1:] for split in ("validation", "test")}
-        data = {split: [fingerprint_file(path) for path in files[split]] for split in files}
-        return {"code": code_version(), "data": data}
-
-    def check_unchanged(self):
-        """UserError where code or data are no longer what this study began with."""
-        present = self._present_key()
-        for what in self.key:
-            if present[what] != self.key[what]:
-                raise UserError(
-                    f"the {what} changed while the study of {self.dataset} ran; what was trained"
-                    " meanwhile does not count: run the same command again"
-                )
+        for former in self.folder.glob("*/begun.json"):
+            raise UserError(
+                f"{former.parent}: of an older version, whose results can't be told from others;"
+                f" {self.folder} is left alone: move it away, or name another --results_dir"
+            )
 
     def data(self, split="test"):
         """The DataSet of a split."""
         if split not in self._data:
-            args = _parsed(NETWORKS[0], self.settings["flags"])
+            args = parsed(NETWORKS[0], self.settings["flags"])
             self._data[split] = DataSet.load(*find_files(self.dataset, split), args.L, args.T)
         return self._data[split]
 
@@ -122,16 +82,16 @@ class Study:
         return 0 if seed == self.seed(0) else seed
 
 
-def _parsed(network, flags):
+def parsed(network, flags, distilled=True):
     """The values that flags of a training script give."""
-    return distillation_parser("", network, 1).parse_args(list(flags))
+    parser = distillation_parser if distilled else training_parser
+    return parser("", network, 1).parse_args(list(flags))
 
 
-def fingerprint_file(path):
-    try:
-        return fingerprint(np.fromfile(path, dtype=np.uint8))[:16]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; see datasets/README.md") from None
+@functools.cache
+def weights_at(path, modified):
+    """The fingerprint of the weights at ``path`` as they were at that time."""
+    return fingerprint_weights(read_checkpoint(path, NETWORKS))
 
 
 @dataclass(frozen=True)
@@ -200,7 +160,7 @@ class Run:
     def check(self):
         """UserError where no teacher of the data could give the run its lists."""
         if self.row.distilled:
-            args = _parsed(self.row.network, self.row.flags)
+            args = parsed(self.row.network, self.row.flags)
             try:
                 check_K(args.K, self.study.data(self.split).train, args.teacher_exclude)
             except UserError as error:
@@ -216,7 +176,7 @@ class Run:
     def command(self):
         """The command line, as a list of words from the script on."""
         last_only = ["--eval_every", "1000000"] if self.final else []
-        return [self.row.script, *self.flags(), *last_only, "--save_every", "5", *self.paths()]
+        return [self.row.script, *self.flags(), *last_only, *self.paths()]
 
     @property
     def checkpoint(self):
@@ -224,54 +184,67 @@ class Run:
         suffix = "-rd" if self.row.distilled else ""
         return self.folder / checkpoint_name(name, self.row.network, self.d, suffix)
 
-    def identity(self):
-        """What makes a result this run's: flags, code, data, and which teacher it had."""
-        teacher = None
-        if self.row.distilled:
-            done = _read_json(self.teacher.folder / "finished.json") or {}
-            teacher = self.teacher.identity() | {"weights": done.get("weights")}
-        return {"run": [self.row.script, *self.flags()], "teacher": teacher} | self.study.key
-
-    def finished(self):
-        if self.is_its_search():
+    def is_told_by(self, run):
+        """Whether ``run``, the first line of some records, describes this run."""
+        flags = weight_flags(parsed(self.row.network, self.flags(), self.row.distilled))
+        data = data_fingerprints(self.study.data(self.split))
+        described = self.row.script, self.row.network.name, flags, data
+        if tuple(run.get(part) for part in ("script", "network", "flags", "data")) != described:
+            return False
+        if not self.row.distilled:
             return True
-        done = _read_json(self.folder / "finished.json")
-        return done is not None and done.get("identity") == self.identity()
-
-    def records(self):
-        """What a finished run has recorded: a header, and a dict per epoch."""
-        path = records_path(self.checkpoint)
+        path = self.teacher.checkpoint
         try:
-            records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            header, *epochs = records
-            scored = [record for record in epochs if "map" in record]
-            numbers = [record["map"] for record in scored] + [scored[-1][name] for name in METRICS]
-            if not (
-                {"device", "threads"} <= header.keys()
-                and isinstance(header["versions"], dict)
-                and all(isinstance(number, float) for number in numbers)
-                and [record["epoch"] for record in epochs] == list(range(1, self.epochs() + 1))
-            ):
+            return run["lists"]["teacher"] == weights_at(path, path.stat().st_mtime_ns)
+        except (OSError, UserError):  # it can't be told which teacher this was
+            return False
+
+    def recorded(self):
+        """(identity, a dict per epoch) of the records, of whichever run they are; None where there
+        are none. UserError where they are damaged."""
+        path = records_path(self.checkpoint)
+        if not self.study.has_data or not path.exists():
+            return None
+        try:
+            run, *epochs = map(json.loads, path.read_text("utf-8").splitlines())
+            self.is_told_by(run)
+            run["versions"].items(), run["device"], run["threads"], run["commit"]
+            if [record["epoch"] for record in epochs] != list(range(1, len(epochs) + 1)):
                 raise ValueError
+            for record in epochs:
+                if "map" in record and not all(isinstance(record[name], float) for name in METRICS):
+                    raise ValueError
+            return run, epochs
         except (OSError, *DAMAGE):
             raise self._not_as_left(path) from None
-        return records
+
+    def finished(self):
+        """Whether it has been done; by another commit, with --again, does not count."""
+        if self.is_its_search():
+            return True
+        if not self.epochs() or not (found := self.recorded()) or not self.is_told_by(found[0]):
+            return False
+        run, epochs = found
+        if len(epochs) < self.epochs():
+            return False
+        if len(epochs) > self.epochs() or "map" not in epochs[-1]:
+            raise self._not_as_left(records_path(self.checkpoint))
+        return run["commit"] == commit() or not self.study.again
+
+    def records(self):
+        """A dict per epoch of a finished run."""
+        return self.recorded()[1]
 
     def trained(self):
         """The checkpoint of a finished run, as ``read_checkpoint`` gives it; UserError where it is
         not the one that the run left."""
-        checkpoint = self._read()
-        noted = (_read_json(self.folder / "finished.json") or {}).get("weights")
-        other = noted is not None and noted != fingerprint_weights(checkpoint)
-        if other or checkpoint["epoch_num"] != self.epochs():
-            raise self._not_as_left(self.checkpoint)
-        return checkpoint
-
-    def _read(self):
         try:
-            return read_checkpoint(self.checkpoint, NETWORKS)
+            checkpoint = read_checkpoint(self.checkpoint, NETWORKS)
         except UserError as error:
             raise UserError(f"{error}; delete {self.folder} to run it again") from None
+        if checkpoint.get("run") != self.recorded()[0] or checkpoint["epoch_num"] != self.epochs():
+            raise self._not_as_left(self.checkpoint)
+        return checkpoint
 
     def _not_as_left(self, path):
         return UserError(
@@ -281,51 +254,39 @@ class Run:
 
     def result(self):
         """The test metrics of a finished run: {"map": ..., ...}."""
-        return next(record for record in reversed(self.records()) if "map" in record)
+        return self.records()[-1]
+
+    @property
+    def commit(self):
+        """The commit that a finished run was done by."""
+        return self.recorded()[0]["commit"]
 
     def setting(self):
         """Device, threads and versions that a finished run had last, in words."""
-        header = self.records()[0]
-        software = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
-        return f"{header['device']} ({header['threads']} thread(s)) with {software}"
-
-    def _set_aside(self):
-        """Rename what another code, data or command left in the folder."""
-        if self.folder.exists():
-            aside = first_free(lambda number: self.folder.with_name(f"{self.name}.old{number}"))
-            self.folder.rename(aside)
-            print(f"{self.folder}: from other code, data, flags or teacher; kept as {aside.name}")
-
-    def _last_epoch(self):
-        """The last epoch in the records, of a run that need not be finished; 0 without any."""
-        try:
-            lines = records_path(self.checkpoint).read_text("utf-8").splitlines()
-            return json.loads(lines[-1]).get("epoch", 0)
-        except (OSError, *DAMAGE):
-            return 0
+        run, _ = self.recorded()
+        software = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        return f"{run['device']} ({run['threads']} thread(s)) with {software}"
 
     def execute(self):
-        """Start the run, or resume it where an interrupted one of the same identity lies, or wait
-        for another process that is at it. Returns the number of epochs trained here."""
+        """Start the run, or resume it where an interrupted one lies, or wait for another process
+        that is at it. Returns the number of epochs trained here."""
         self.study.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.study.folder / f".{self.name}.lock", self.name) as lock:
+        with locked(self.study.folder / f".{self.name}.lock", self.name, wait=True) as lock:
             return 0 if self.finished() else self._execute(lock)
 
     def _execute(self, lock):
-        self.study.check_unchanged()
         if self.row.distilled:
             self.teacher.trained()
-        identity = self.identity()
-        if _read_json(self.folder / "begun.json") != identity:
-            self._set_aside()
-            self.folder.mkdir()
-            with atomic_write(self.folder / "begun.json", "w") as file:
-                json.dump(identity, file)
-        words, before = self.command(), self._last_epoch()
-        if self.checkpoint.exists():
-            self._read()
+        found = self.recorded()
+        resumes = found and self.is_told_by(found[0]) and len(found[1]) < self.epochs()
+        if self.folder.exists() and not resumes:
+            aside = first_free(lambda number: self.folder.with_name(f"{self.name}.old{number}"))
+            self.folder.rename(aside)
+            print(f"{self.folder}: from other code, data, flags or teacher; kept as {aside.name}")
+        self.folder.mkdir(exist_ok=True)
+        words = self.command()
+        if resumes:
             words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths()]
-        started = time.perf_counter()
         with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
             status = run_to_its_end([sys.executable, ROOT / words[0], *words[1:]], log, lock)
         if status < 0:
@@ -335,26 +296,13 @@ class Run:
             )
         if status:
             sys.exit(status)  # the command has said why
-        self.study.check_unchanged()
-        if self.identity() != identity:  # by a study of another --eval_every, say
+        weights_at.cache_clear()
+        if not self.finished():
             raise UserError(
-                f"{self.name}: its search or its teacher changed while it was trained; run the"
-                " same command again"
+                f"{self.name}: data, search or teacher changed while it was trained; run the same"
+                " command again"
             )
-        weights = fingerprint_weights(self.trained())
-        seconds = time.perf_counter() - started
-        done = {"identity": identity, "weights": weights, "seconds": seconds}
-        with atomic_write(self.folder / "finished.json", "w") as file:
-            json.dump(done, file)
-        return self._last_epoch() - before
-
-
-def _read_json(path):
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, *DAMAGE):
-        return None
-    return content if isinstance(content, dict) else None
+        return self.epochs() - (len(found[1]) if resumes else 0)
 
 
 def execute_all(runs):

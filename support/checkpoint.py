@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 
-from utils import DAMAGE, UserError, atomic_write, fingerprint, versions
+from utils import DAMAGE, UserError, atomic_write, fingerprint
 
 KINDS = {
     dict: ("state_dict", "optimizer", "architecture", "config", "data", "metrics", "made_from",
-           "epoch_random", "step_random"),
-    int: ("epoch_num", "step"), float: ("step_seconds",), str: ("script", "network"),
-    list: ("records",), torch.Tensor: ("step_losses",),
+           "run"),
+    int: ("epoch_num", "step"), str: ("script", "network"), list: ("records",),
 }  # fmt: skip
 
 
@@ -29,7 +28,8 @@ def read_checkpoint(path, networks):
     networks: the classes that it may name; one that names none, as the authors', is of the first.
     Its ``network`` is the class, and its ``path``, ``num_users`` and ``num_items`` are added; its
     ``architecture`` holds what the weights' shapes tell, and the rest where the file has it (the
-    authors' has not, nor ``script`` and ``data``). Raises UserError where it is no checkpoint.
+    authors' has not, nor ``run`` and ``data``; one of an older version has ``script`` and, of a
+    distilled student, ``made_from`` for ``run``). Raises UserError where it is no checkpoint.
     """
     checkpoint = load_tensors(path)
     try:
@@ -84,10 +84,11 @@ def _verified(checkpoint, networks):
     if config is None:  # the authors': what its optimizer tells of the flags
         group = checkpoint["optimizer"]["param_groups"][0]
         config = {"learning_rate": float(group["lr"]), "l2": float(group["weight_decay"])}
-    flat = [config, *(checkpoint.get(key, {}) for key in ("data", "made_from", "metrics"))]
-    for values in (*flat, *checkpoint.get("records", [])):
+    plain = [config, *(checkpoint.get(key, {}) for key in ("data", "made_from", "metrics"))]
+    for values in (*plain, *checkpoint.get("records", [])):
         if not all(isinstance(value, str | int | float | None) for value in values.values()):
             raise ValueError("it holds more than plain values")
+    _require_plain(checkpoint.get("run", {}))
     for name in ("dataset", "split", "train_root", "test_root"):
         if not isinstance(config.get(name), str | None):
             raise ValueError(f"its {name} is no text")
@@ -118,6 +119,35 @@ def _verified(checkpoint, networks):
     } | sizes  # fmt: skip
 
 
+def _require_plain(value, most=10_000):
+    """ValueError where nested dicts hold anything but plain values, or too many of them."""
+    waiting = [value]
+    for _ in range(most):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif not isinstance(value, str | int | float | None):
+            raise ValueError("it holds more than plain values")
+    raise ValueError("it holds too many values")
+
+
+def original_ids(checkpoint, kind):
+    """The map of original id (str) to number of a model's users or items (kind "user", "item");
+    UserError where its file does not tell them, as the authors'."""
+    size, first = (
+        (checkpoint["num_users"], 0) if kind == "user" else (checkpoint["num_items"] - 1, 1)
+    )
+    names = str(checkpoint.get("data", {}).get(f"{kind}_ids")).split("\n")
+    if len(set(names)) != size:
+        raise UserError(
+            f"{checkpoint['path']}: does not tell the ids of its users and items; take a checkpoint"
+            " that this project's scripts have trained"
+        )
+    return {name: number for number, name in enumerate(names, first)}
+
+
 def fingerprint_weights(checkpoint):
     """What tells the weights of a checkpoint, as ``read_checkpoint`` gives it, from others."""
     return fingerprint(*(value.numpy() for value in checkpoint["state_dict"].values()))
@@ -141,27 +171,17 @@ def restore_network(checkpoint, settings=None):
     return net
 
 
-def save_run(path, model, script, args, data):
+def save_run(path, model, run, args, data):
     """Write the records and then the checkpoint ``path``, each of them atomically.
 
     In that order, since a resumed run drops records past its checkpoint and can't make up missing
-    ones. script: what can resume it.
+    ones. run: see run.describe_run.
     """
-    config = dict(vars(args))
-    header = {
-        "script": script,
-        "config": config,
-        "seed": args.seed,
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "data": {"name": data.name} | data.counts,
-    }
     with atomic_write(records_path(path), "w") as file:
-        for record in (header, *model.records):
+        for record in (run, *model.records):
             file.write(json.dumps(record) + "\n")
     with atomic_write(path) as file:
-        more = {"script": script, "config": config, "data": data.identity}
+        more = {"run": run, "config": dict(vars(args)), "data": data.identity}
         torch.save(model.state() | more, file)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 import time
 from functools import partial
@@ -15,26 +16,18 @@ from pathlib import Path
 import torch
 
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
-from support.checkpoint import (
-    load_tensors,
-    read_checkpoint,
-    records_path,
-    restore_network,
-    save_run,
-)
-from support.data_set import SPLITS, DataSet, find_files
+from support.checkpoint import read_checkpoint, records_path, restore_network, save_run
+from support.data_set import SPLITS, DataSet, Renumbered, find_files
+from support.processes import locked
+from support.run import describe_run, keep_other_run
 from utils import (
-    DAMAGE,
     Parser,
     UserError,
     device_flag,
-    first_free,
-    in_range,
     numeric_flag,
     path_flag,
     pick_device,
     require_writable,
-    set_seed,
 )
 
 
@@ -77,8 +70,7 @@ def training_parser(description, network, d):
     output = parser.add_argument_group("output")
     flag = partial(numeric_flag, output)
     flag("--eval_every", 10, int, "[1, 1e9]", "epochs between evaluations; the last has one too")
-    output.add_argument("--save_every", type=in_range(int, "[1, 1e9]"), metavar="N",
-                        help="epochs between checkpoints (default: at each evaluation)")
+    flag("--save_every", 1, int, "[1, 1e9]", "epochs between checkpoints; the last has one too")
     path_flag(output, "--output_dir", "where checkpoints, records and top-K caches go",
               "checkpoints", "DIR")
     output.add_argument("--tensorboard", type=tensorboard_folder, metavar="DIR",
@@ -124,8 +116,9 @@ def read_command(parser, script, networks, argv):
         raise UserError("--evaluate needs --checkpoint, the model to evaluate")
     checkpoint = read_checkpoint(args.checkpoint, networks) if args.checkpoint else None
     if checkpoint:
-        if not args.evaluate and checkpoint.get("script", script) != script:
-            raise UserError(f"{args.checkpoint}: {checkpoint['script']} made it and can resume it")
+        made_by = checkpoint.get("run", checkpoint).get("script") or script
+        if not args.evaluate and made_by != script:
+            raise UserError(f"{args.checkpoint}: {made_by} made it and can resume it")
         args = _with_saved_flags(parser, argv, args, given, checkpoint)
     if args.use_cuda is not None:
         asked = "cuda" if args.use_cuda else "cpu"
@@ -200,8 +193,10 @@ def print_notes(notes):
 
 def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     """Load a checkpoint's network for the data, print its metrics, return it."""
-    print_notes(data.check(checkpoint, args.allow_other_data))
-    net = restore_network(checkpoint, vars(args)).to(args.device)
+    notes, numbers = data.check(checkpoint, args.allow_other_data)
+    print_notes(notes)
+    net = restore_network(checkpoint, vars(args))
+    net = (Renumbered(net, *numbers) if numbers else net).to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
     standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
@@ -213,41 +208,6 @@ def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
 def checkpoint_name(data_name, network, d, suffix=""):
     """The name of a checkpoint's file; suffix: "-rd" for a distilled student."""
     return f"{data_name}-{network.name}-dim={d}{suffix}.pth.tar"
-
-
-def output_path(args, name):
-    """Where the checkpoint called ``name`` goes, or the resumed one; its folder is made and tried:
-    UserError where nothing can."""
-    path = Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
-    require_writable(path)
-    require_writable(records_path(path))
-    return path
-
-
-def keep_other_run(path, args, data):
-    """Give the checkpoint at ``path`` and its records a second name, where there is one that is
-    not of the same flags and data, so that saving does not destroy it."""
-    if not path.exists():
-        return
-
-    def origin(config, identity):
-        return {name: config[name] for name in config.keys() - OWN_FLAGS}, identity
-
-    try:
-        old = load_tensors(path)
-        if origin(old["config"], old["data"]) == origin(vars(args), data.identity):
-            return
-    except (UserError, *DAMAGE):
-        pass  # not this project's, or damaged: not to be destroyed either
-    stem = str(path).removesuffix(".pth.tar")
-    kept = first_free(lambda number: Path(f"{stem}.old{number}.pth.tar"))
-    for name, second in ((path, kept), (records_path(path), records_path(kept))):
-        if name.exists():
-            try:
-                os.link(os.path.realpath(name), second)
-            except OSError:  # a file system without links
-                os.replace(name, second)
-    print(f"note: {path} is of other flags or data; it is kept as {kept}")
 
 
 @contextlib.contextmanager
@@ -272,59 +232,77 @@ def tensorboard_log(folder, first_epoch):
         yield log
 
 
-def train_model(model, path, script, args, data, checkpoint):
-    """Train ``model`` as the flags say, saving as it goes; return the exit status."""
-    set_seed(args.seed)
-    model.prepare(data.train)
-    if not checkpoint:
-        keep_other_run(path, args, data)
-    else:
-        print_notes(data.check(checkpoint, args.allow_other_data))
-        if checkpoint.get("data", data.identity).get("test") != data.identity["test"]:
-            print(f"note: {data.test_path}: not the rows that earlier epochs were evaluated on")
-        model.restore(checkpoint)
-    save = partial(save_run, path, model, script, args, data)
-    with tensorboard_log(args.tensorboard, model.epoch_num + 1) as log:
-        stopped_by = model.fit(data.train, data.test, args.eval_every, args.save_every, save, log)
-    if model.epoch_num < args.n_iter:
-        again = ["python", script, "--checkpoint", str(path)]
-        if args.allow_other_data:
-            again.append("--allow_other_data")
-        if args.device != str(pick_device("auto")):
-            again += ["--device", args.device]
-        if args.tensorboard:
-            again += ["--tensorboard", args.tensorboard]
-        print(f"stopped in epoch {model.epoch_num + 1}; go on with:\n{shlex.join(again)}")
-        return 128 + stopped_by
+def training_command(parser, script, network, networks, argv, make, suffix="", check=None):
+    """Do what the command line of a training script asks for; return the exit status.
+
+    networks: those that a checkpoint may name.
+    make: (args, data, checkpoint or None, factory of networks) -> (Recommender, what its teacher's
+    lists were made from or None), called where something is to be trained.
+    suffix: of the checkpoint's name.
+    check: (args, data, path of the checkpoint), called before: UserError where it can't be trained.
+    """
+    again = ["python", script, *(sys.argv[1:] if argv is None else map(str, argv))]
+    try:
+        args, checkpoint = read_command(parser, script, networks, argv)
+        if checkpoint and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter:
+            print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
+                  f" and --n_iter is {args.n_iter}")  # fmt: skip
+            return 0
+        make_network = partial(network, **{name: getattr(args, name) for name, *_ in network.flags})
+        with torch.device("meta"):  # what can't be is refused before anything is read
+            make_network(1, 1)
+        data = load_data(args)
+        if args.evaluate:
+            evaluate_checkpoint(args, data, checkpoint)
+            return 0
+        name = checkpoint_name(data.name, network, args.d, suffix)
+        path = Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
+        if check:
+            check(args, data, path)
+        require_writable(path)
+        require_writable(records_path(path))
+        with locked(path.with_name(f".{path.name}.lock"), path, wait=False):
+            model, lists = make(args, data, checkpoint, make_network)
+            flags = weight_flags(args)
+            run = describe_run(script, network.name, flags, data, lists, model.device)
+            _train(model, path, run, args, data, checkpoint, again)
+    except KeyboardInterrupt as reason:
+        print(f"stopped; go on with:\n{shlex.join(again)}")
+        return 128 + getattr(reason, "number", signal.SIGINT)
     print(f"saved {path} and {records_path(path)}")
     return 0
 
 
-def training_command(parser, script, network, networks, argv, make):
-    """Do what the command line of a training script asks for; return the exit status.
+def _train(model, path, run, args, data, checkpoint, again):
+    """Train ``model``, saving as it goes. again: the command that goes on, as words; changed to
+    the one that resumes, once there is something to resume."""
+    model.prepare(data.train)
+    if checkpoint:
+        print_notes(data.check_resumable(checkpoint))
+        model.restore(checkpoint)
+    else:
+        keep_other_run(path, run, args.n_iter)
 
-    networks: those that a checkpoint may name.
-    make: (args, data, checkpoint or None, factory of networks) -> (Recommender, path of its
-    checkpoint), called where something is to be trained.
-    """
-    args, checkpoint = read_command(parser, script, networks, argv)
-    if checkpoint and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter:
-        print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
-              f" and --n_iter is {args.n_iter}")  # fmt: skip
-        return 0
-    make_network = partial(network, **{name: getattr(args, name) for name, *_ in network.flags})
-    with torch.device("meta"):  # what can't be is refused before anything is read
-        make_network(1, 1)
-    data = load_data(args)
-    if args.evaluate:
-        evaluate_checkpoint(args, data, checkpoint)
-        return 0
-    model, path = make(args, data, checkpoint, make_network)
-    return train_model(model, path, script, args, data, checkpoint)
+    def save():
+        save_run(path, model, run, args, data)
+        again[2:] = ["--checkpoint", str(path)]
+        if args.device != str(pick_device("auto")):
+            again.extend(["--device", args.device])
+        if args.tensorboard:
+            again.extend(["--tensorboard", args.tensorboard])
+
+    with tensorboard_log(args.tensorboard, model.epoch_num + 1) as log:
+        model.fit(data.train, data.test, args.eval_every, args.save_every, save, log)
+
+
+def weight_flags(args):
+    """The flags that change weights, as a dict."""
+    flags = vars(args)
+    return {name: flags[name] for name in sorted(flags.keys() - OWN_FLAGS - FREE_FLAGS)}
 
 
 def training_options(args):
     """The arguments of a Recommender that flags of the same names give."""
     names = ("n_iter", "batch_size", "l2", "neg_samples", "learning_rate", "train_fraction",
-             "device")  # fmt: skip
+             "seed", "device")  # fmt: skip
     return {name: getattr(args, name) for name in names}

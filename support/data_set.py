@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from interactions import Interactions
+from interactions import PADDING, Interactions
+from support.checkpoint import original_ids
 from support.rows import read_rows
 from utils import UserError
 
@@ -106,39 +108,72 @@ class DataSet:
             "user_ids": "\n".join(self.train.user_map),
             "item_ids": "\n".join(self.train.item_map),
             "fingerprint": self.train.fingerprint(),
-            "test": self.test.fingerprint(),
+            "train_rows": self.train.fingerprint_by_id(),
+            "test_rows": self.test.fingerprint_by_id(),
         }
 
     def check(self, checkpoint, allow_other_data=False):
-        """Refuse, with a UserError, a checkpoint (``checkpoint.read_checkpoint``) of other data.
+        """Hold a checkpoint (``checkpoint.read_checkpoint``) against this data, by original ids.
 
-        Returns a list of notes: what could not be verified.
+        Returns (notes, numbers): what could not be verified; and the model's numbers of this
+        data's users (num_users,) and items (num_items,), int64, -1 where it has none, or None
+        where all are numbered alike. Raises UserError where the model was trained on other rows or
+        does not know a user or an item, unless ``allow_other_data``.
         """
-        path, train = checkpoint["path"], self.train
+        path, theirs = checkpoint["path"], checkpoint.get("data")
         sizes = checkpoint["num_users"], checkpoint["num_items"] - 1
-        if sizes != (train.num_users, train.num_items - 1):
-            raise UserError(
-                f"{path}: the checkpoint has {sizes[0]} users and {sizes[1]} items,"
-                f" {self.train_path} has {train.num_users} and {train.num_items - 1}; it was"
-                " trained on other data"
-            )
-        theirs, ours = checkpoint.get("data"), self.identity
+        ours = self.train.num_users, self.train.num_items - 1
+        both = (
+            f"{path}: the checkpoint has {sizes[0]} users and {sizes[1]} items, {self.train_path}"
+            f" has {ours[0]} and {ours[1]}"
+        )
+        if theirs is None and sizes != ours:
+            raise UserError(f"{both}; it was trained on other data")
         if theirs is None:
             flags = (name for name, *_ in checkpoint["network"].flags)
             *untold, last = [name for name in flags if name not in checkpoint["architecture"]]
             return [
                 f"{path}: tells nothing of {', '.join(['its data', *untold])} and {last}; only the"
                 " numbers of users and items could be compared, and the flags give the rest"
-            ]
-        notes = [
-            f"{path}: trained on {theirs.get('name')!r}, whose {what} are not those of"
-            f" {self.train_path} (the targets of this split may be among them)"
-            for key, what in (("user_ids", "user ids"), ("item_ids", "item ids"),
-                              ("fingerprint", "rows"))
-            if theirs.get(key) != ours[key]
-        ]  # fmt: skip
+            ], None
+        notes = []
+        if not self.has_rows_of(checkpoint):
+            notes.append(
+                f"{path}: trained on {theirs.get('name')!r}, whose rows are not those of"
+                f" {self.train_path} (the targets of this split may be among them)"
+            )
+        numbers = []
+        for kind, map_, first in (("user", self.train.user_map, 0),
+                                  ("item", self.train.item_map, PADDING + 1)):  # fmt: skip
+            places = original_ids(checkpoint, kind)
+            unknown = [name for name in map_ if name not in places]
+            if unknown:
+                notes.append(f"{both}, of which it does not know {len(unknown)} {kind}(s), e.g."
+                             f" {unknown[0]!r}")  # fmt: skip
+            numbers.append(np.array([-1] * first + [places.get(name, -1) for name in map_]))
         if notes and not allow_other_data:
-            raise UserError(f"{notes[0]}; --allow_other_data accepts it all the same")
+            raise UserError(f"{notes[-1]}; --allow_other_data accepts it all the same")
+        alike = all(theirs[kind] == self.identity[kind] for kind in ("user_ids", "item_ids"))
+        return notes, None if alike else numbers
+
+    def has_rows_of(self, checkpoint):
+        """Whether a checkpoint's model was trained on these rows."""
+        theirs = checkpoint.get("data", {})
+        key = "train_rows" if "train_rows" in theirs else "fingerprint"  # of an older version
+        return theirs.get(key) == self.identity[key]
+
+    def check_resumable(self, checkpoint):
+        """UserError where a run to resume had other rows, or numbered them otherwise; returns
+        notes: what could not be verified."""
+        notes, _ = self.check(checkpoint)
+        theirs, ours = checkpoint.get("data", self.identity), self.identity
+        if theirs.get("fingerprint") != ours["fingerprint"]:
+            raise UserError(
+                f"{checkpoint['path']}: a run goes on with the rows that it began with, in their"
+                f" order, and {self.train_path} has other ones or another order"
+            )
+        if theirs.get("test_rows", ours["test_rows"]) != ours["test_rows"]:
+            notes.append(f"{self.test_path}: not the rows that earlier epochs were evaluated on")
         return notes
 
     def _surprises(self):
@@ -180,6 +215,31 @@ class DataSet:
                 f"{self.test_path}: none of its users is in {self.train_path}; nothing to evaluate"
             )
         return notes
+
+
+class Renumbered(torch.nn.Module):
+    """A network as it is seen from data that numbers users and items otherwise.
+
+    Parameters
+    ----------
+    net: the network.
+    users, items: the network's numbers of the data's users (num_users,) and items (num_items,),
+        int64; -1 where it has none: the mean user, an item that is never ranked.
+    """
+
+    def __init__(self, net, users, items):
+        super().__init__()
+        self.net, self.name, self.architecture = net, net.name, net.architecture
+        mean_user = net.add_mean_user()
+        users, items = torch.from_numpy(users), torch.from_numpy(items)
+        self.register_buffer("users", users.where(users >= 0, mean_user))
+        self.register_buffer("items", items.where(items >= 0, PADDING))
+        self.register_buffer("unknown", items < 0)
+
+    def score_all(self, sequences, users):
+        """Scores (B, num_items) of the data's items; -inf of padding and the unknown."""
+        scores = self.net.score_all(self.items[sequences], self.users[users])[:, self.items]
+        return scores.masked_fill(self.unknown, -torch.inf)
 
 
 def _owners_of_everything(train):

@@ -72,34 +72,39 @@ def _read_cache(path, made_from, shape, num_items, bare_allowed):
         )
         return lists.astype(np.int32), {"content": fingerprint(lists)}
     theirs, content = _read_description(description)
-    for key, value in made_from.items():
-        if theirs.get(key) != value:
-            raise UserError(f"{path}: made with {_difference(key, theirs, made_from)}")
+    if difference := _difference(theirs, made_from):
+        raise UserError(f"{path}: made with {difference}")
     if content != fingerprint(lists):
         raise UserError(f"{path}: not the lists that {description.name} describes")
     return lists, made_from
 
 
-def _difference(key, theirs, ours):
-    """What differs, in words; fingerprints say nothing to a reader."""
-    if key in {"teacher", "data", "content"}:
-        return f"another {key} than this run's"
-    return f"{key} {theirs.get(key)}, this run has {ours[key]}"
+def _difference(theirs, ours):
+    """The first thing that differs between what two lists were made from, in words, or None.
+
+    The teacher's weights tell it; its run, which an older version did not keep, is for readers.
+    """
+    theirs, ours = (
+        {key: value for key, value in x.items() if key not in {"teacher_run", "teacher_epochs"}}
+        for x in (theirs, ours)
+    )
+    if theirs.keys() != ours.keys():
+        return "lists of another origin than this run's"
+    for key, value in ours.items():
+        if theirs[key] != value:
+            if key in {"teacher", "data", "content"}:  # hashes say nothing to a reader
+                return f"another {key} than this run's"
+            return f"{key} {theirs[key]}, this run has {value}"
+    return None
 
 
 def require_same_lists(checkpoint, made_from):
     """UserError where a student to resume began with other lists than ``made_from`` tells."""
-    theirs = checkpoint.get("made_from")
+    theirs = checkpoint.get("run", {}).get("lists") or checkpoint.get("made_from")
     if theirs is None:
         print(f"note: {checkpoint['path']}: does not tell which lists it learned from")
-        return
-    if theirs.keys() != made_from.keys():
-        differences = ["lists of another origin than this run's"]
-    else:
-        different = (key for key in made_from if theirs[key] != made_from[key])
-        differences = [_difference(key, theirs, made_from) for key in different]
-    if differences:
+    elif difference := _difference(theirs, made_from):
         raise UserError(
-            f"{checkpoint['path']}: began with {differences[0]}; name the files it began with by"
+            f"{checkpoint['path']}: began with {difference}; name the files it began with by"
             " --teacher_model_path and --teacher_topk_path"
         )

@@ -275,8 +275,8 @@ TABLE = [
     (f"{EVALUATE} --split validation", f"--split validation: ... {TOY}"),
     *((command, said, files) for command in (RESUME, EVALUATE) for said, files in (
         ("12 users ... 13", more_rows(b"u99 i1 1\n")),
-        ("user ids", {TOY: lambda data: data.replace(b"u5 ", b"u77 ")}),
-        ("item ids", {TOY: lambda data: data.replace(b"i5 ", b"i77 ")}),
+        ("does not know 1 user(s), e.g. 'u77'", {TOY: lambda data: data.replace(b"u5 ", b"u77 ")}),
+        ("does not know 1 item(s), e.g. 'i77'", {TOY: lambda data: data.replace(b"i5 ", b"i77 ")}),
         ("rows ... --allow_other_data", more_rows(b"u1 i1 1\n")))),
     (f"train_caser --checkpoint {PUPIL} --n_iter 4", "distill_caser.py"),
     (f"distill_caser --checkpoint {TEACHER} --n_iter 4", "train_caser.py"),
@@ -284,7 +284,7 @@ TABLE = [
         ("moment ... fit", lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.ones(3))),
         ("moment ... damaged", lambda c: c["optimizer"]["state"][0]["exp_avg"].fill_(torch.nan)),
         ("resumed", lambda c: c["optimizer"].update(param_groups=[])),
-        ("step 99", lambda c: c.update(step=99)),
+        ("inside an epoch", lambda c: c.update(step=99)),
         ("plain values", lambda c: c.update(records=[{"epoch": 1, "x": NESTED}])))),
 
     # What is no checkpoint, or can't be meant

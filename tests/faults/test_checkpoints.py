@@ -2,15 +2,19 @@
 
 import os
 import re
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import records, train, tree
+from conftest import STUDENT, records, train, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import distill_caser
+import recommend
 import train_caser
 from caser import Caser
 from recommender import Recommender
@@ -50,7 +54,10 @@ def test_log_records_checkpoint_and_evaluation(command, toy, tmp_path, path, res
 
     header, *rows = records(path.with_name("toy-caser-dim=6.jsonl"))
     assert "epoch" not in header
-    assert (header["config"]["d"], header["seed"], header["data"]["users"]) == (6, 1234, 12)
+    assert (header["script"], header["network"]) == ("train_caser.py", "caser")
+    assert (header["flags"]["d"], header["flags"]["seed"], header["lists"]) == (6, 1234, None)
+    assert (header["data_set"]["users"], header["device"]) == (12, device.split(", ")[1])
+    assert header["commit"] is None or len(header["commit"].rstrip("+")) == 40
     assert header["versions"]["torch"] == torch.__version__
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     names = {f"{n}@{k}" for n in ("precision", "recall", "ndcg", "ndcg_paper") for k in (3, 5, 10)}
@@ -59,7 +66,8 @@ def test_log_records_checkpoint_and_evaluation(command, toy, tmp_path, path, res
 
     checkpoint = torch.load(path, weights_only=True)
     assert (checkpoint["epoch_num"], checkpoint["architecture"]["L"]) == (3, 3)
-    assert {*AUTHORS_KEYS, "config", "data", "metrics", "step"} <= checkpoint.keys()
+    assert {*AUTHORS_KEYS, "config", "data", "metrics"} <= checkpoint.keys()
+    assert checkpoint["run"] == header
     assert checkpoint["data"]["user_ids"].split("\n")[0] == "u0"
     assert set(path.parent.iterdir()) == {path, records_path(path)}
 
@@ -80,7 +88,8 @@ def test_what_a_new_run_replaces_is_kept_where_it_was_another(command, toy, tmp_
     kept = path.with_name("toy-caser-dim=6.old1.pth.tar")
     assert f"kept as {kept}" in out
     assert set(before.values()) < set(tree(tmp_path / "out").values())
-    assert [r[0]["seed"] for r in (records(records_path(p)) for p in (kept, path))] == [1234, 5]
+    runs = [records(records_path(p))[0]["flags"] for p in (kept, path)]
+    assert [flags["seed"] for flags in runs] == [1234, 5]
     assert torch.load(kept, weights_only=True)["epoch_num"] == 2
     assert [row["epoch"] for row in records(records_path(path))[1:]] == [1]
     toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
@@ -119,21 +128,102 @@ def test_other_data_may_be_allowed_and_is_said(command, toy, tmp_path, resume):
     assert status == 0
     assert "not the rows that earlier epochs were evaluated on" in out
     toy.train.write_text(toy.train.read_text() + "u1 i1 1\n")
-    for flags in (["--evaluate"], ["--n_iter", 3]):
-        status, out, _ = resume(*flags, "--allow_other_data")
-        assert status == 0
-        assert "whose rows are not those of" in out
-        assert "map=" in out
+    status, out, _ = resume("--evaluate", "--allow_other_data")
+    assert status == 0
+    assert "whose rows are not those of" in out
+    assert "map=" in out
+    before = tree(tmp_path)
+    status, _, err = resume("--n_iter", 3, "--allow_other_data")
+    assert (status, len(err)) == (2, 1)
+    assert "whose rows are not those of" in err[0]
+    assert tree(tmp_path) == before
+
+
+def reverse_users(path):
+    """The same rows, another user first: users and items are numbered otherwise."""
+    of_user = {}
+    for line in path.read_text().splitlines(keepends=True):
+        of_user.setdefault(line.split()[0], []).append(line)
+    path.write_text("".join(line for lines in reversed(of_user.values()) for line in lines))
+
+
+def test_users_and_items_are_found_by_their_ids(command, toy, tmp_path, resume, taught):
+    """By their numbers once: MAP .6562 for .5833, and lists built the same way."""
+    before = resume("--evaluate")[1]
+    assert taught("--n_iter", 1)[0] == 0
+    lists = lists_by_id(toy, taught.cache)
+    reverse_users(toy.train)
+    status, after, _ = resume("--evaluate")
+    assert status == 0
+    assert re.findall(r"map=[^\[]*", before) == re.findall(r"map=[^\[]*", after)
+    status, out, _ = taught("--n_iter", 1)
+    assert (status, out.count("rebuilding it")) == (0, 1)
+    assert lists_by_id(toy, taught.cache) == lists
+    status, _, err = resume("--n_iter", 3)  # its rows, but not in its order
+    assert (status, len(err)) == (2, 1)
+    assert "order" in err[0]
+    toy.train.write_text("".join(toy.train.read_text().splitlines(keepends=True)[9:]))
+    toy.train.write_text(toy.train.read_text() + "new strange 1\nnew i1 1\nnew i2 1\n")
+    status, _, err = resume("--evaluate")
+    assert (status, len(err)) == (2, 1)
+    assert "'strange'; --allow_other_data" in err[0]
+    status, out, _ = resume("--evaluate", "--allow_other_data")
+    assert status == 0
+    for words in (
+        "whose rows are not those of",
+        "1 user(s), e.g. 'new'",
+        "1 item(s), e.g. 'strange'",
+    ):
+        assert words in out
+    status, out, _ = taught("--n_iter", 1, "--allow_other_data")
+    assert status == 0
+    assert not any("strange" in items for items in lists_by_id(toy, taught.cache).values())
+
+
+def lists_by_id(toy, cache):
+    """The teacher's lists in original ids, by the user and the place of the window."""
+    train = toy.load().train
+    users, items = list(train.user_map), ["", *train.item_map]
+    found = {}
+    for user, row in zip(train.sequences.user_ids, np.load(cache), strict=True):
+        key = users[user], sum(name == users[user] for name, _ in found)
+        found[key] = tuple(items[item] for item in row)
+    return found
+
+
+OLD = Path(__file__).parent.parent / "old" / "toy-caser-dim=3.pth.tar"
+
+
+def test_a_checkpoint_of_an_older_version_still_serves(command, toy, tmp_path):
+    """Made of the toy data by the commit 7e4920b, after two epochs."""
+    path = tmp_path / "out" / OLD.name
+    path.parent.mkdir()
+    shutil.copy(OLD, path)
+    status, out, err = command(train_caser.main, "--evaluate", "--checkpoint", path, *toy.flags)
+    assert (status, err) == (0, [])
+    assert "map=0.1339," in out
+    flags = ["--checkpoint", path, "--train_root", toy.train, "--top", 1]
+    assert len(command(recommend.main, *flags)[1].splitlines()) == 1 + 12
+    flags = [*toy.flags, *STUDENT, "--output_dir", tmp_path, "--teacher_model_path", path]
+    assert command(distill_caser.main, *flags, "--n_iter", 1)[0] == 0
+    torch.save(torch.load(path, weights_only=True) | {"step": 2}, tmp_path / "inside")
+    words = [*toy.flags, "--n_iter", 3, "--checkpoint"]
+    status, _, err = command(train_caser.main, *words, tmp_path / "inside")
+    assert (status, len(err)) == (2, 1)
+    assert "inside an epoch" in err[0]
+    assert command(train_caser.main, *words, path)[0] == 0
+    assert [row["epoch"] for row in records(records_path(path))[1:]] == [1, 2, 3]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(command, toy, tmp_path, resume, monkeypatch):
     train(command, toy, tmp_path, "--n_iter", 2)
     before = tree(tmp_path)
-    step = Recommender._batch_loss
+    step, steps = Recommender._batch_loss, []
 
     def broken(self, rows):
+        steps.append(rows)
         loss, regular_loss = step(self, rows)
-        return (loss * torch.nan if (self.epoch_num, self.step) == (2, 4) else loss), regular_loss
+        return (loss * torch.nan if len(steps) == 5 else loss), regular_loss
 
     monkeypatch.setattr(Recommender, "_batch_loss", broken)
     status, _, err = resume("--n_iter", 4)
@@ -215,14 +305,11 @@ def test_the_authors_checkpoint_goes_on_with_its_own_settings(command, toy, tmp_
 
 @pytest.mark.parametrize("junk", [None, -1, ["x", 1], {"a": torch.zeros(3)}], ids=str)
 def test_junk_in_any_place_never_breaks(command, toy, tmp_path, path, resume, junk):
-    """In the middle of an epoch, where most of a checkpoint is needed again."""
     train(command, toy, tmp_path, "--n_iter", 1)
     whole = torch.load(path, weights_only=True)
-    whole |= {"step": 2, "step_losses": torch.ones(2, 2), "step_seconds": 1.0}
-    torch.save(whole, path)
     flags = [*toy.flags, "--n_iter", 2]
     assert resume(*flags)[0] == 0
-    dicts = ("config", "architecture", "data", "step_random")
+    dicts = ("config", "architecture", "data", "run")
     inner = [(key, name) for key in dicts for name in whole[key]]
     for place in [(key,) for key in whole] + inner:
         changed = {k: dict(v) if isinstance(v, dict) else v for k, v in whole.items()}

@@ -18,15 +18,14 @@ import recommend
 import train_caser
 from caser import Caser
 from distillation import distillation_parser
-from recommender import _StopRequest
 from support.checkpoint import records_path
 from support.command_line import boolean, training_parser
-from utils import UserError, atomic_write, run_command
+from utils import Stopped, UserError, atomic_write, run_command
 
 sys.path.insert(0, str(ROOT / "datasets"))
 import prepare
 
-SLOW = ["--batch_size", 1, "--save_every", 1, "--n_iter", 5]
+SLOW = ["--batch_size", 1, "--n_iter", 5]
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bytes(
     assert [row["epoch"] for row in records(records_path(path))[1:]] == [1, 2, 3, 4, 5]
 
 
-def test_terminated_it_saves_and_says_how_to_go_on(toy, tmp_path, start, taught):
+def test_terminated_it_says_how_to_go_on(toy, tmp_path, start, taught):
     assert taught(*SLOW, out="whole")[0] == 0
     flags = [*toy.flags, *STUDENT, *SLOW, "--teacher_model_path", taught.teacher]
     process = start("distill_caser.py", *flags)
@@ -103,6 +102,23 @@ def test_a_closed_terminal_or_pipe_loses_nothing(toy, tmp_path, start):
         assert process.stderr.read() == ""
         path = tmp_path / str(status) / "toy-caser-dim=6.pth.tar"
         assert torch.load(path, weights_only=True)["epoch_num"] >= 1
+
+
+def test_a_second_run_that_would_write_one_checkpoint_is_refused(command, toy, tmp_path, start):
+    flags = [*toy.flags, *SMALL, "--batch_size", 1, "--n_iter", 1000, "--output_dir", tmp_path]
+    process = start("train_caser.py", *flags)
+    assert any(line.startswith("Epoch 1") for line in process.stdout)
+    status, _, err = command(train_caser.main, *flags)
+    assert (status, len(err)) == (2, 1)
+    assert f"toy-caser-dim=6.pth.tar: process {process.pid} of" in err[0]
+    process.kill()
+    process.wait()
+    train(command, toy, tmp_path, "--output_dir", tmp_path, "--n_iter", 1)  # a dead one holds none
+
+
+def test_without_locks_a_run_says_so_and_trains(command, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("support.processes.fcntl", None)
+    assert "no locks" in train(command, toy, tmp_path, "--n_iter", 1)
 
 
 def test_an_odd_terminal_gets_its_notes_and_no_progress_bar(toy, start):
@@ -197,16 +213,18 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     assert set(os.listdir(tmp_path)) == {"file", *left}
 
 
-def test_a_signal_becomes_a_request_and_the_second_one_acts():
+def test_the_second_signal_does_what_it_always_does_and_handlers_are_put_back(command):
     # A shell may have started us with Ctrl-C ignored.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def stop_twice():
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        return 7
+
     try:
-        with _StopRequest() as stop:
-            assert stop.signal_number is None
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.signal_number == signal.SIGINT
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
+        assert command(stop_twice)[0] == 7
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, inherited)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from modulefinder import ModuleFinder
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +19,8 @@ from conftest import ROOT, tree, write_rows
 import distill_caser
 import reproduce_tables
 import train_caser
-from recommender import NETWORKS
 from reproduction import figures, report, rows, runs
-from support.checkpoint import fingerprint_weights, read_checkpoint
+from support.checkpoint import records_path
 from support.processes import locked, run_to_its_end
 from utils import pick_device
 
@@ -78,13 +76,20 @@ def refusal(status, out, err, ran=()):
     return err[0]
 
 
-def change(what, monkeypatch, split):
-    """Change the code, or the data of a split."""
-    if what == "code":
-        monkeypatch.setattr(runs, "code_version", lambda: "another")
-    elif what == "data":
-        with open(f"datasets/toy/{split}/train.txt", "a") as file:
-            file.write("0 1 1\n")
+def change_data(split):
+    with open(f"datasets/toy/{split}/train.txt", "a") as file:
+        file.write("0 1 1\n")
+
+
+def interrupt(folder):
+    """Leave a finished run as one that was stopped in its last epoch."""
+    (path,) = folder.glob("*.pth.tar")
+    saved = torch.load(path)
+    saved["epoch_num"] -= 1
+    saved["records"].pop()
+    torch.save(saved, path)
+    lines = records_path(path).read_text().splitlines(keepends=True)
+    records_path(path).write_text("".join(lines[:-1]))
 
 
 def test_table_2_from_nothing_then_nothing_is_run_again(reproduce):
@@ -94,8 +99,6 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce):
     # Searches for T, S and RD, and the three rows themselves. The search of T goes on for as many
     # epochs as it chooses, so it teaches the search of RD.
     assert len(ran) == 6
-    search = STUDY / "caser-t-validation-search-seed=1234"
-    assert json.loads((search / "finished.json").read_text())["seconds"] > 0
     assert re.search(r"(?s)\| Caser-RD \|.*Wilcoxon", out)
     status, again, _, ran = reproduce(*last_only)
     assert (status, ran, again.splitlines()[-8:]) == (0, [], out.splitlines()[-8:])
@@ -113,7 +116,8 @@ def test_the_numbers_of_a_report(monkeypatch):
         metrics = [last - 0.6, 0.2, 0.3, 0.4, 0.5, 0.6, last]
         result = dict(zip(rows.METRICS, metrics, strict=True))
         return SimpleNamespace(seed=seed, precision=np.array(precision), result=lambda: result,
-                               epochs=lambda: 30, setting=lambda: "cpu with torch 2")  # fmt: skip
+                               epochs=lambda: 30, setting=lambda: "cpu with torch 2",
+                               commit=report.commit())  # fmt: skip
 
     monkeypatch.setattr(report, "average_precision", lambda run: run.precision)
     made = {
@@ -179,11 +183,10 @@ def test_all_seeds_are_reported_wherever_they_lie_and_an_interrupted_one_is_resu
     Path("results").rename("elsewhere")
     flags = ["--row", "caser-s", "--results_dir", Path("elsewhere").resolve(), "--seeds"]
     assert reproduce(*flags, 2)[3] == []
-    Path("elsewhere/toy/caser-s-test-seed=1/finished.json").unlink()
+    interrupt(Path("elsewhere/toy/caser-s-test-seed=1"))
     _, out, _, ran = reproduce(*flags, 4)
     assert [words[0] for words in ran] == ["--checkpoint", "--dataset", "--dataset"]
-    # The time left is guessed from the epochs done here, none by the first: it was far too short.
-    assert ["min left" in line for line in re.findall(r"\[\d/3\].*", out)] == [False, False, True]
+    assert ["min left" in line for line in re.findall(r"\[\d/3\].*", out)] == [False, True, True]
 
 
 def test_looking_runs_and_prepares_nothing(reproduce, tmp_path):
@@ -197,41 +200,65 @@ def test_looking_runs_and_prepares_nothing(reproduce, tmp_path):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["code", "data", "flags"])
+@pytest.mark.parametrize("what", ["data", "flags"])
 def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, what):
     reproduce.done("caser-s")
     assert reproduce("--row", "caser-s")[3] == []
-    change(what, monkeypatch, "test")
-    if what == "flags":
+    if what == "data":
+        change_data("test")
+    else:
         monkeypatch.setitem(rows.SETTINGS["toy"], "flags", ("--batch_size", "8"))
     before = tree(tmp_path)
     (line,) = re.findall(r"\| Caser-S \|.*", reproduce("--report")[1])
     assert line.count("not run") == 7
     assert tree(tmp_path) == before
     _, out, _, ran = reproduce("--row", "caser-s")
-    assert len(ran) == 2
+    assert len(ran) == (1 if what == "data" else 2)  # the search is of the validation split
     assert "kept as caser-s-test-seed=1234.old1" in out
     assert set(before.values()) <= set(tree(tmp_path).values())  # nothing is lost
 
 
-@pytest.mark.parametrize("what", ["code", "data", "search"])
-def test_a_change_while_a_run_goes_on_is_no_result(reproduce, monkeypatch, what):
+def test_what_another_commit_has_done_is_said_and_done_anew_when_asked(reproduce, monkeypatch):
+    reproduce.done("caser-s")
+    for module in ("runs.commit", "report.commit"):
+        monkeypatch.setattr(f"reproduction.{module}", lambda: "abc")
+    status, out, _, ran = reproduce("--row", "caser-s")
+    assert (status, ran) == (0, [])
+    assert re.search(r"Not of this commit: Caser-S by \w+.*; --again\D+\n\n\|  \| epochs", out)
+    monkeypatch.setattr("support.run.commit", lambda: "abc")
+    _, out, _, ran = reproduce("--row", "caser-s", "--again")
+    assert len(ran) == 2
+    assert "kept as caser-s-test-seed=1234.old1" in out
+    assert "Not of this commit" not in out
+    assert reproduce("--row", "caser-s", "--again")[3] == []
+
+
+def test_results_of_an_older_version_are_named_and_left_alone(reproduce, tmp_path):
+    reproduce.done("caser-s")
+    (STUDENT / "begun.json").write_text("{}")
+    before = tree(tmp_path)
+    for flags in (["--report"], ["--row", "caser-s"]):
+        line = refusal(*reproduce(*flags))
+        assert f"{STUDENT}: of an older version" in line
+        assert "--results_dir" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_search_that_changes_while_a_run_goes_on_leaves_no_result(reproduce, monkeypatch):
     def change_meanwhile(words):
-        status = train_caser.main(words)
-        change(what, monkeypatch, "validation")
-        if what == "search":  # as a study of another --eval_every sets it aside
-            (SEARCH / "finished.json").unlink(missing_ok=True)
-        return status
+        if "test" in words:  # as a study of another --eval_every sets it aside
+            shutil.rmtree(SEARCH)
+        return train_caser.main(words)
 
     monkeypatch.setitem(SCRIPTS, ROOT / "train_caser.py", change_meanwhile)
     *answer, ran = reproduce("--row", "caser-s")
-    assert re.search(rf"{what}\b.* changed", refusal(*answer))
-    assert len(ran) == 1 + (what == "search")
-    assert not list(STUDY.rglob("finished.json"))
+    assert re.search(r"search\b.* changed", refusal(*answer))
+    assert len(ran) == 2
+    assert "not run" in reproduce("--report", "--row", "caser-s")[1]
 
 
 def test_a_student_of_another_teacher_is_not_reported(reproduce):
-    """Flags, code and data may agree and the weights not: another number of threads, say."""
+    """Flags and data may agree and the weights not: another number of threads, say."""
     row = ("--row", "caser-rd")
     reproduce.done("caser-rd")
     shutil.rmtree(TEACHER)
@@ -242,12 +269,6 @@ def test_a_student_of_another_teacher_is_not_reported(reproduce):
     another = torch.load(path)
     another["state_dict"]["b2.weight"] += 1
     torch.save(another, path)
-    *answer, ran = reproduce("--row", "uniform")
-    assert f"{path}: damaged, or not what the run of" in refusal(*answer)
-    assert len(ran) == 1  # its search
-    finished = json.loads((TEACHER / "finished.json").read_text())
-    finished["weights"] = fingerprint_weights(read_checkpoint(path, NETWORKS))
-    (TEACHER / "finished.json").write_text(json.dumps(finished))
     assert "not run" in reproduce("--report", *row)[1]
     _, out, _, ran = reproduce(*row)
     assert len(ran) == 1
@@ -259,17 +280,15 @@ def test_a_run_that_was_continued_by_hand_is_no_result(reproduce, command):
     reproduce.done("caser-s")
     path = STUDENT / "toy-caser-dim=4.pth.tar"
     assert command(train_caser.main, "--checkpoint", path, "--n_iter", 9)[0] == 0
-    line = refusal(*reproduce("--report", "--row", "caser-s"))
-    assert "toy-caser-dim=4.jsonl: damaged, or not what the run of" in line
-    (STUDENT / "finished.json").unlink()  # as where it was interrupted
-    line = refusal(*reproduce("--row", "caser-s"))
-    assert f"{path}: damaged, or not what the run of" in line
-    assert f"delete {STUDENT} to run it again" in line
+    for flags in (["--report"], []):
+        line = refusal(*reproduce(*flags, "--row", "caser-s"))
+        assert "toy-caser-dim=4.jsonl: damaged, or not what the run of" in line
+        assert f"delete {STUDENT} to run it again" in line
 
 
 RECORDS, CHECKPOINT = TEACHER / "toy-caser-dim=6.jsonl", TEACHER / "toy-caser-dim=6.pth.tar"
 DAMAGES = [
-    (CHECKPOINT, None), (CHECKPOINT, lambda data: data[:500]), (RECORDS, None),
+    (CHECKPOINT, None), (CHECKPOINT, lambda data: data[:500]),
     *((RECORDS, lambda data, new=new: new.encode()) for new in
       ("", "{}\n", '{"map": 1}\n', '{"epoch": 1}\n{"epo', "[1]\n", "[" * 10**5)),
     *((RECORDS, lambda data, old=old, new=new: re.sub(old, new, data.decode()).encode())
@@ -292,9 +311,6 @@ def test_a_damaged_file_of_a_finished_run_is_one_line_with_advice(reproduce, pat
         line = refusal(*reproduce(*flags.split()))
         assert str(path) in line
         assert line.endswith(f"delete {TEACHER} to run it again")
-    for content in ("[]", "[" * 10**5):
-        (TEACHER / "finished.json").write_text(content)
-        assert reproduce("--report")[0] == 0
 
 
 def test_stopping_asks_the_run_to_stop(tmp_path):
@@ -314,32 +330,39 @@ time.sleep(60)"""
 def test_two_studies_at_once_wait_for_each_other(reproduce, monkeypatch):
     """And the second does not do again what the first has done."""
     reproduce.done("caser-s")
-    (STUDENT / "finished.json").rename("left")
+    file = STUDENT / "toy-caser-dim=4.jsonl"
+    file.rename("left")
     first = contextlib.ExitStack()
     first.enter_context(locked(STUDY / f".{STUDENT.name}.lock", ""))
 
     def told(*words, **how):  # the first ends once the second says that it waits
         print(*words, **how)
-        Path("left").rename(STUDENT / "finished.json")
+        Path("left").rename(file)
         first.close()
 
     monkeypatch.setattr("support.processes.print", told, raising=False)
     status, out, err, ran = reproduce("--row", "caser-s")
     assert (status, err, ran) == (0, [], [])
-    assert f"{STUDENT.name}: another process is at it" in out
+    assert f"{STUDENT.name}: process {os.getpid()} of" in out
 
 
 def test_a_run_keeps_its_lock_when_its_study_is_killed(tmp_path):
     lock, pipe = str(tmp_path / "lock"), subprocess.PIPE
-    with locked(lock, "it") as descriptors:
-        child = subprocess.Popen([*PYTHON, "input()"], stdin=pipe, pass_fds=descriptors)
+    killed = f"""import os, subprocess, sys
+from support.processes import locked
+with locked({lock!r}, "it") as descriptors:
+    subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=descriptors)
+    os._exit(9)"""
     waiting = f"from support.processes import locked; locked({lock!r}, 'it').__enter__()"
-    with subprocess.Popen([*PYTHON, waiting], cwd=ROOT, stdout=pipe) as other:
-        assert b"it: another process is at it" in other.stdout.readline()
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(0.3)
-        child.communicate(b"\n")
-        assert other.wait() == 0
+    with subprocess.Popen([*PYTHON, killed], cwd=ROOT, stdin=pipe) as study:
+        assert study.wait() == 9
+        with subprocess.Popen([*PYTHON, waiting], cwd=ROOT, stdout=pipe) as other:
+            assert b" is at it; waiting" in other.stdout.readline()
+            with pytest.raises(subprocess.TimeoutExpired):
+                other.wait(0.3)
+            study.stdin.write(b"\n")
+            study.stdin.flush()
+            assert other.wait() == 0
 
 
 def test_a_run_that_fails_or_can_only_fail_is_one_line(reproduce, monkeypatch):
@@ -348,30 +371,6 @@ def test_a_run_that_fails_or_can_only_fail_is_one_line(reproduce, monkeypatch):
     assert ran == []
     monkeypatch.setattr(runs, "run_to_its_end", lambda *arguments: -signal.SIGKILL)
     assert f"{SEARCH.name}: killed by signal 9" in refusal(*reproduce("--row", "caser-s"))
-
-
-def test_comments_and_docstrings_are_no_change_of_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    (tmp_path / "support").mkdir()
-    texts = ('"""One."""\n\n\ndef f():\n    """Two."""\n    return 1\n',
-             '"""Other."""\ndef f():  # why\n    """Text."""\n    return 1\n',
-             '"""Other."""\ndef f():\n    """Text."""\n    return 2\n', "f(\n", "g(\n")  # fmt: skip
-    for name in ("caser.py", "support/rows.py"):
-        versions = [(tmp_path / name).write_text(text) and runs.code_version() for text in texts]
-        assert versions[0] == versions[1]
-        assert len(set(versions)) == 4  # another result; half edited, in two ways
-
-
-def test_every_module_of_the_training_scripts_counts_as_code():
-    """And no other, but for the rest of support/."""
-    finder = ModuleFinder([str(ROOT)])
-    for script in SCRIPTS:
-        finder.import_hook(script.stem)
-    found = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
-    assert {*SCRIPTS, ROOT / "support/checkpoint.py"} <= found
-    counted = {path for pattern in runs.SOURCES for path in ROOT.glob(pattern)}
-    assert found <= counted
-    assert {path.parent for path in counted - found} <= {ROOT / "support"}
 
 
 def test_figures_are_drawn_with_their_data(reproduce, monkeypatch):
@@ -416,7 +415,8 @@ def test_plot_of_runs(command, tmp_path, monkeypatch):
         assert command(reproduce_tables.main, "--plot", odd)[::2] == (0, [])
     assert "nowhere.jsonl" in refusal(*command(reproduce_tables.main, "--plot", "nowhere.jsonl"))
     for text in ('{"epoch": 1}\n', "\n[", '{"epoch": 1e400, "loss": 1}', "[" * 100_000,
-                 '{"epoch": 1e30, "loss": 1}', f'{{"epoch": 1, "loss": {10**400}}}', "{}\n"):  # fmt: skip
+                 '{"epoch": 1e30, "loss": 1}', f'{{"epoch": 1, "loss": {10**400}}}',
+                 "{}\n"):  # fmt: skip
         Path("c.jsonl").write_text(text)
         place = "c.jsonl: no epoch" if text == "{}\n" else "c.jsonl, line 1: "
         assert place in refusal(*command(reproduce_tables.main, "--plot", "c.jsonl"))

@@ -41,7 +41,9 @@ def weights_of(toy, epoch=5, teacher_list=(1, 2, 3, 4), **options):
     """w (B, K) as the loss of the first windows shows it, and w^b as Eq. 9 has it."""
     known = toy.load().train
     lists = np.tile(np.array(teacher_list, np.int32), (len(known.sequences.user_ids), 1))
-    model = DistilledRecommender(partial(Caser, L=3, d=4), lists, 3.0, mu=0.05, **options)
+    model = DistilledRecommender(
+        partial(Caser, L=3, d=4), teach_alpha=3.0, mu=0.05, teacher_topk=lists, **options
+    )
     torch.manual_seed(0)
     model.prepare(known)
     model.epoch_num = epoch - 1
@@ -100,7 +102,7 @@ def test_the_student_learns_its_teachers_list():
     torch.manual_seed(0)
     options = {"n_iter": 15, "batch_size": 32, "learning_rate": 1e-2, "teach_alpha": 20.0}
     network = partial(Caser, L=3, d=8, drop=0)
-    model = DistilledRecommender(network, lists, weights="uniform", **options)
+    model = DistilledRecommender(network, teacher_topk=lists, weights="uniform", **options)
     model.prepare(known)
     model.fit(known)
     found, _ = evaluation.best_items(

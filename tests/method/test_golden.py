@@ -216,9 +216,12 @@ def test_distillation_steps(path):
     teacher = make_caser(config(arrays, "teacher_config"), named(arrays, "teacher."))
     lists = teacher_lists(teacher, train, settings["K"])
     assert np.array_equal(lists, arrays["teacher_topk"])
-    names = ("teach_alpha", "lamda", "mu", "num_dynamic_samples", "dynamic_start_epoch", *OPTIONS)
+    names = ("teach_alpha", "lamda", "mu", "dynamic_start_epoch", *OPTIONS)
     make = network(arrays, settings)
-    model = RepeatedDistilledRecommender(make, lists, **chosen(settings, *names))
+    model = RepeatedDistilledRecommender(
+        make, teacher_topk=lists, dynamic_samples=settings["num_dynamic_samples"],
+        **chosen(settings, *names),
+    )  # fmt: skip
     model.draws = arrays
     model.prepare(train)
     model.fit(train)

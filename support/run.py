@@ -1,0 +1,86 @@
+"""What a run is: told once, in the first line of its records and in its checkpoint."""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+
+from support.checkpoint import load_tensors, records_path
+from utils import DAMAGE, UserError, first_free, versions
+
+COMPARED = ("script", "network", "flags", "data", "lists")  # what makes it this run
+
+
+def describe_run(script, network, flags, data, lists, device):
+    """The identity of a run, a dict of plain values.
+
+    script, network: the names of both. flags: those that change weights, a dict.
+    data: the DataSet. lists: what its teacher's lists were made from, or None. device: where it
+    runs.
+    """
+    return {
+        "script": script,
+        "network": network,
+        "flags": flags,
+        "data": data_fingerprints(data),
+        "lists": lists,
+        "commit": commit(),
+        "versions": versions(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "data_set": {"name": data.name} | data.counts,
+    }
+
+
+def data_fingerprints(data):
+    """What a run's identity holds of a DataSet."""
+    return {part: data.identity[part] for part in ("train_rows", "test_rows")}
+
+
+def same_run(first, second):
+    """Whether two identities are of one run, done with whatever commit, versions and device."""
+    return all(first.get(part) == second.get(part) for part in COMPARED)
+
+
+@functools.cache
+def commit():
+    """The commit of this project's code, with a + where tracked files are changed; None where git
+    is not there, or where this is no git repository of its own."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*words):
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+        done.check_returncode()
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def keep_other_run(path, run, n_iter):
+    """Give the checkpoint at ``path`` and its records a second name, where there is one that is
+    not of this run with as many epochs, so that saving does not destroy it."""
+    if not path.exists():
+        return
+    try:
+        old = load_tensors(path)
+        if same_run(old["run"], run) and old["config"]["n_iter"] == n_iter:
+            return
+    except (UserError, *DAMAGE):
+        pass  # not this project's, or damaged: not to be destroyed either
+    stem = str(path).removesuffix(".pth.tar")
+    kept = first_free(lambda number: Path(f"{stem}.old{number}.pth.tar"))
+    for name, second in ((path, kept), (records_path(path), records_path(kept))):
+        if name.exists():
+            try:
+                os.link(os.path.realpath(name), second)
+            except OSError:  # a file system without links
+                os.replace(name, second)
+    print(f"note: {path} is of other flags or data; it is kept as {kept}")
