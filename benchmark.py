@@ -225,7 +225,7 @@ def growth(folder, device, repeat):
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description="Time every phase beside the bare kernels it can't do without.")
     parser.add_argument("--train_root", metavar="FILE", help="rows to learn from (else made up)")
     parser.add_argument("--test_root", metavar="FILE", help="rows to predict")
     device_flag(parser)

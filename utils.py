@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import os
 import platform
+import shutil
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -36,8 +38,11 @@ class Stopped(KeyboardInterrupt):
 def run_command(main):
     """Run ``main()`` as a command and exit: a UserError or a failing file is one line, status 2;
     Ctrl-C, SIGTERM and SIGHUP, unless they are ignored (nohup), are a Stopped."""
-    if sys.stdout is None:  # closed, as by >&-
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):  # closed, as by >&-
+        with contextlib.suppress(OSError):  # keep other files from taking its number
+            os.fstat(descriptor) if getattr(sys, name) else os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # none there, or a stand-in
             stream.reconfigure(errors="backslashreplace")
@@ -186,15 +191,15 @@ def versions():
 def atomic_write(path, mode="wb"):
     """Open a file that appears at ``path`` whole, when the block ends, or not at all."""
     path = Path(os.path.realpath(path))  # replace what a link points at, not the link
-    temporary = _temporary(path, os.getpid())
-    for leftover in path.parent.glob(_temporary(glob.escape(path.name), "*").name):
-        if not _is_running(leftover.name.split(".")[-2]):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+    _refuse_read_only(path)
+    temporary = temporary_beside(path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # a new one has what the process gives
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -204,10 +209,21 @@ def atomic_write(path, mode="wb"):
     sync_folder(path.parent)
 
 
-def _temporary(path, pid):
-    """Where process ``pid`` of this machine writes what is to become ``path``."""
+def temporary_beside(path):
+    """Where this process writes what is to become ``path``; what killed processes of this machine
+    left for it is removed."""
     path = Path(path)
-    return path.with_name(f".{path.name}.{platform.node()}.{pid}.tmp")
+    start = f".{path.name}.{platform.node()}."
+    for leftover in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        if not _is_running(leftover.name.split(".")[-2]):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    return path.with_name(f"{start}{os.getpid()}.tmp")
+
+
+def _refuse_read_only(path):
+    """UserError for a file without any write bit: whoever took it away, root too, meant it."""
+    if path.is_file() and not path.stat().st_mode & 0o222:
+        raise UserError(f"{path}: is read-only; make it writable (chmod +w) or name another file")
 
 
 def _is_running(pid):
@@ -235,7 +251,8 @@ def require_writable(path):
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise UserError(f"{path}: is a folder, and a file is to be written there; remove it")
-    probe = _temporary(path, os.getpid())
+    _refuse_read_only(path)
+    probe = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

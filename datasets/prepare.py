@@ -7,16 +7,19 @@ python datasets/prepare.py gowalla-tail --source FOLDER   (the authors' datasets
 python datasets/prepare.py csv --source ratings.csv --user userId --item movieId --time timestamp
 """
 
+import bz2
 import gzip
 import hashlib
 import http.client
 import io
+import lzma
 import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,7 @@ from support.splits import (
 )
 from utils import Parser, UserError, atomic_write, in_range, path_flag, run_command
 
+DESCRIPTION = "Prepare a data set: datasets/NAME/{validation,test}/{train,test}.txt."
 # The wheel that carries MovieLens-100K's ratings as a file; nothing of it is installed.
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -85,7 +89,8 @@ def fetch_ml_100k():
 def prepare_ml_100k(folder, args):
     """MovieLens-100K: 5-core, time order with ties in the file's order."""
     if args.source:
-        data, name = Path(args.source).read_bytes(), args.source
+        with open_source(args.source, ("ml-100k/u.data", "u.data")) as file:
+            data, name = file.read(), args.source
     else:
         data, name = fetch_ml_100k(), WHEEL_FILE
     layout = Layout((0, 1, 2, 3), "\t", header=b"user_id:" in data[:20])
@@ -98,7 +103,7 @@ def prepare_ml_100k(folder, args):
 def prepare_ml_1m(folder, args):
     """MovieLens-1M from its ratings.dat, or the zip that holds it: 5-core, time order."""
     source = needed(args, "ratings.dat or ml-1m.zip, from grouplens.org/datasets/movielens/1m")
-    with open_source(source, "ml-1m/ratings.dat") as file:
+    with open_source(source, ("ml-1m/ratings.dat", "ratings.dat")) as file:
         rows, _ = read_rows(file, source, Layout((0, 1, 2, 3), "::"))
     rows = require_rows(k_core(rows, 5), source)
     write_splits(folder, in_time(rows))
@@ -112,7 +117,7 @@ def prepare_gowalla(folder, args):
         rows, _ = read_rows(file, source, Layout((0, 4, None, 1), "\t"))
     # The file runs from new to old: turned round, ties in time keep the order of events.
     rows = rows[::-1].reset_index(drop=True)
-    rows = require_rows(k_core(unique_pairs(rows, args.keep), 15), source)
+    rows = require_rows(k_core(unique_pairs(rows, args.keep or "last"), 15), source)
     write_splits(folder, in_time(rows))
     compare_with_paper(count(rows))
 
@@ -153,8 +158,7 @@ def prepare_csv(folder, args):
     columns = [int(c) - 1 if c and n else c for c, n in zip(columns, numbered, strict=True)]
     if -1 in columns:
         raise UserError("--user, --item, --time, --rating: columns are numbered from 1")
-    by_tabs = source.lower().removesuffix(".gz").endswith((".tsv", ".inter"))
-    delimiter = (args.delimiter or ("\t" if by_tabs else ",")).replace("\\t", "\t")
+    delimiter = (args.delimiter or guessed_delimiter(source)).replace("\\t", "\t")
     if set(delimiter) & set('"\r\n'):
         raise UserError("--delimiter: a quote or a line end can't divide columns; name another")
     header = args.header or not all(numbered)
@@ -163,26 +167,50 @@ def prepare_csv(folder, args):
     if not args.train < args.validation:
         raise UserError(f"--validation {args.validation}: must be above --train {args.train}")
     with open_source(source) as file:
-        rows, _ = read_rows(file, source, Layout(tuple(columns), delimiter, header, hint))
+        layout = Layout(tuple(columns), delimiter, header, args.dates, hint)
+        rows, _ = read_rows(file, source, layout)
+    if args.keep not in (None, "all"):
+        rows = unique_pairs(rows, args.keep)
     rows = require_rows(k_core(rows, args.core), source, "use a lower --core")
     advice = "choose other shares by --train and --validation, or a higher --core"
     write_splits(folder, in_time(rows), lambda lengths: split_points(lengths, shares), advice)
 
 
-def open_source(path, member=None):
-    """Open a plain or .gz file, or the ``member`` of a .zip (default: its only one), for reading
-    bytes."""
-    ending = Path(path).suffix.lower()
-    if ending != ".zip":
-        return gzip.open(path) if ending == ".gz" else open(path, "rb")
+PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+
+
+def open_source(path, members=()):
+    """Open a file for reading bytes: as it is, or what is packed in it, which its first bytes tell.
+    Of a zip the one of ``members`` that it holds, or its only file."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    for mark, opened in PACKED.items():
+        if start.startswith(mark):
+            return opened(path)
+    if not (start.startswith(b"PK\3\4") or str(path).lower().endswith(".zip")):
+        return open(path, "rb")
     try:
         archive = zipfile.ZipFile(path)
         files = [name for name in archive.namelist() if not name.endswith("/")]
-        if member is None and len(files) != 1:
-            raise UserError(f"{path}: holds {len(files)} files; unpack it and name one of them")
-        return archive.open(member or files[0])
+        meant = [name for name in members if name in files] or files
+        if len(meant) != 1:
+            raise UserError(
+                f"{path}: holds {', '.join(meant)[:300]}; unpack it and name one of them"
+            )
+        return archive.open(meant[0])
     except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def guessed_delimiter(path):
+    """What divides the columns of a file, by its first line: a tab where no comma is, else a
+    comma."""
+    with open_source(path) as file:
+        try:
+            line = next((line for line in file if line.strip()), b"")
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{path}: damaged ({error})") from None
+    return "\t" if b"\t" in line and b"," not in line else ","
 
 
 def needed(args, what):
@@ -220,14 +248,15 @@ DATASETS = {
 
 
 def get_args_parser():
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=DESCRIPTION)
     parser.add_argument("name", choices=DATASETS, help="the data set")
     path_flag(parser, "--source", "the original file or folder, if you have it")
     path_flag(
         parser, "--output_dir", "where the data set's folder goes", str(Path(__file__).parent)
     )
-    parser.add_argument("--keep", default="first", choices=["first", "last"],
-                        help="gowalla: which of a pair's repeated check-ins stays")  # fmt: skip
+    parser.add_argument("--keep", choices=["all", "first", "last"],
+                        help="csv, gowalla: which of a pair's rows stay (default: csv all, gowalla "
+                        "last, as in the authors' files)")  # fmt: skip
     group = parser.add_argument_group("csv")
     path_flag(group, "--as_name", "the data set's name (default: the source's)", metavar="NAME")
     for name in ("user", "item", "time", "rating"):
@@ -236,9 +265,11 @@ def get_args_parser():
     group.add_argument(
         "--header", action="store_true", help="skip line 1 though columns are numbers"
     )
-    path_flag(
-        group, "--delimiter", "between columns (default: , or a tab by the name)", metavar="TEXT"
-    )
+    path_flag(group, "--delimiter", "between columns (default: , or a tab, by line 1)",
+              metavar="TEXT")  # fmt: skip
+    group.add_argument("--dates", choices=["dmy", "mdy"],
+                       help="whether 03/04/2011 has the day or the month first (default: told by a "
+                       "number above 12)")  # fmt: skip
     group.add_argument("--core", default=5, type=in_range(int, "[1, 1e9]"), metavar="K",
                        help="fewest rows of a user and of an item, over and over")  # fmt: skip
     for name, share in (("train", 0.7), ("validation", 0.8)):
@@ -247,18 +278,20 @@ def get_args_parser():
     return parser
 
 
-CSV_FLAGS = {"as_name", "user", "item", "time", "rating", "header", "delimiter", "core", "train",
-             "validation"}  # fmt: skip
+CSV_FLAGS = {"as_name", "user", "item", "time", "rating", "header", "delimiter", "dates", "core",
+             "train", "validation"}  # fmt: skip
 
 
 def main(argv=None):
     parser = get_args_parser()
     args = parser.parse_args(argv)
     name = args.name
-    foreign = (CSV_FLAGS if name != "csv" else set()) | ({"keep"} if name != "gowalla" else set())
+    foreign = set() if name == "csv" else {*CSV_FLAGS, *(["keep"] if name != "gowalla" else [])}
     for flag in sorted(foreign):
         if getattr(args, flag) != parser.get_default(flag):
             raise UserError(f"--{flag}: means nothing for {name}; leave it out")
+    if name == "gowalla" and args.keep == "all":
+        raise UserError("--keep all: gowalla has each pair once; give first or last")
     if name == "csv":
         name = args.as_name or Path(args.source or "csv").name.split(".")[0]
         if name != Path(name).name or name in {"", ".", ".."} or name.startswith("-"):
@@ -270,7 +303,8 @@ def main(argv=None):
             print(f"{folder}: the authors' own split is here and is used as it is")
             compare_with_paper(counts)
             return 0
-        raise UserError(f"{folder}: exists already; delete it to prepare it again")
+        otherwise = ", or name this one by --as_name" if args.name == "csv" else ""
+        raise UserError(f"{folder}: exists already; delete it to prepare it again{otherwise}")
     DATASETS[args.name](folder, args)
     return 0
 

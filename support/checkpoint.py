@@ -182,7 +182,10 @@ def save_run(path, model, run, args, data):
             file.write(json.dumps(record) + "\n")
     with atomic_write(path) as file:
         more = {"run": run, "config": dict(vars(args)), "data": data.identity}
-        torch.save(model.state() | more, file)
+        try:
+            torch.save(model.state() | more, file)
+        except RuntimeError as error:  # what torch makes of a write that fails
+            raise UserError(f"{path}: could not be written; is the disk full? ({error})") from None
 
 
 def records_path(path):

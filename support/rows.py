@@ -4,7 +4,6 @@ pandas splits the lines; this module holds it to what the file says: every row h
 as the first, ids stay text as it is written (007, NA, null), and the first bad line is named.
 """
 
-import contextlib
 import csv
 import io
 import itertools
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from support.headers import HEADER, is_number, told_by_structure, within
+from support.times import Times
 from utils import UserError
 
 BLOCK = 1 << 24  # bytes read at a time: bounds the memory
@@ -38,12 +38,14 @@ class Layout:
     delimiter: between columns; None for a training file: white space, 2 to 4 columns, the third a
         rating if there is one, and a header told by structure.
     header: whether the first line names the columns.
+    dates: "dmy" or "mdy" where days and months are numbers; None to tell them by those above 12.
     hint: ends the message where the first row can't be read.
     """
 
     columns: tuple = (0, 1, 2, None)
     delimiter: str | None = None
     header: bool = False
+    dates: str | None = None
     hint: str = ""
 
 
@@ -54,32 +56,35 @@ def read_rows(file, name, layout=TRAINING):
     """Read a binary file.
 
     Returns a DataFrame of the file's rows, with ``user``, ``item`` and ``rating`` (categories of
-    str, in order of first appearance) and ``time`` (int64, float64 or datetime64, UTC where a date
-    tells no zone), and a list of one-line notes. What there is no column for is "1" or 1. Raises
-    UserError, naming ``name`` and the line, where a row can't be read.
+    str, in order of first appearance) and ``time`` (numbers or datetime64, which sort in the order
+    of time; UTC where a date tells no zone), and a list of one-line notes. What there is no column
+    for is "1" or 1. Raises UserError, naming ``name`` and the line, where a row can't be read.
     """
     reader = _Reader(name, layout)
     columns = ("user", "item", "rating")
-    numbers, parts, times = [{} for _ in columns], [[] for _ in columns], []
+    numbers, parts = [{} for _ in columns], [[] for _ in columns]
     try:
         for block in reader.blocks(file):
-            *coded, time = reader.read(block)
+            coded = reader.read(block)
             for seen, part, (codes, texts) in zip(numbers, parts, coded, strict=True):
                 places = [seen.setdefault(text, len(seen)) for text in texts]
                 part.append(np.array(places, dtype=np.int32)[codes])
-            times.append(time)
     except (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{name}: damaged ({error})") from None
-    if not times:
+    if not parts[0]:
         raise UserError(f"{name}: no rows in it{f'; {EXPECTED}' if reader.plain else ''}")
     frame = {
         column: pd.Categorical.from_codes(np.concatenate(part), pd.Index(list(seen), dtype=object))
         for column, seen, part in zip(columns, numbers, parts, strict=True)
     }
-    try:
-        frame["time"] = pd.concat(times, ignore_index=True)
-    except ValueError:
-        raise UserError(f"{name}: {TOO_FAR_APART}") from None
+    frame["time"] = 1
+    if reader.times.parts:
+        try:
+            frame["time"] = reader.times.column()
+        except pd.errors.OutOfBoundsDatetime:
+            raise UserError(f"{name}: {TOO_FAR_APART}") from None
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
     return pd.DataFrame(frame, copy=False), reader.notes
 
 
@@ -94,7 +99,7 @@ class _Reader:
         self.quotes = len(self.delimiter) == 1 and not self.delimiter.isspace()
         self.line = 1  # of the block's first
         self.first = self.width = self.places = None  # the first row's line, and what it tells
-        self.kind = None  # of the times so far: "number" or "date"
+        self.times = Times(layout.dates)
         self.notes = []
 
     def refuse(self, line, reason):
@@ -221,7 +226,7 @@ class _Reader:
     # ------------------------------------------------------------------------ the columns
 
     def read(self, block):
-        """Of a block: (codes, texts) for user, item and rating, and a Series of times."""
+        """Of a block: (codes, texts) for user, item and rating; its times go to ``times``."""
         try:
             return self._columns(block)
         except _Fault as fault:
@@ -252,13 +257,12 @@ class _Reader:
         for text in rating[1]:
             if not is_number(text):
                 raise _Fault(f": the rating {_quoted(text)} is not a number")
-        if time is None:
-            return user, item, rating, pd.Series(np.ones(count, int))
-        times, kind = _times(time)
-        if self.kind not in (None, kind):
-            raise _Fault(f": {_quoted(time[0])} is another kind of time than those before it")
-        self.kind = kind
-        return user, item, rating, times
+        if time is not None:
+            try:
+                self.times.add(time)
+            except ValueError as error:
+                raise _Fault(error) from None
+        return user, item, rating
 
     def _split(self, block):
         """The number of rows, and a function from a place to its column's texts."""
@@ -311,23 +315,3 @@ TOO_FAR_APART = "some times have nine decimals and others lie centuries away; ro
 
 def _quoted(text):
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _times(texts):
-    """Texts (n,) as a Series of times, and whether these are a "number" or a "date"."""
-    try:
-        return pd.Series(np.array(list(map(int, texts)), dtype=np.int64)), "number"
-    except (ValueError, OverflowError):
-        pass
-    try:
-        numbers = np.array(list(map(float, texts)))
-        if np.isfinite(numbers).all():
-            return pd.Series(numbers), "number"
-    except ValueError:
-        dates = [text.strip() for text in texts]
-        # pandas takes words (now, NaT) and bare years as well
-        if min(dates) >= "0" and max(dates) < ":" and not any(map(str.isdecimal, dates)):
-            with contextlib.suppress(ValueError):
-                times = pd.to_datetime(dates, format="ISO8601", utc=True)
-                return pd.Series(times.tz_localize(None)), "date"
-    raise _Fault(f": {_quoted(texts[0])} is no time")

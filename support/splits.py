@@ -7,13 +7,12 @@ import contextlib
 import math
 import os
 import shutil
-import tempfile
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, atomic_write, sync_folder
+from support.headers import told_by_structure
+from utils import UserError, atomic_write, sync_folder, temporary_beside
 
 WRITTEN = 1 << 16  # rows whose lines are made together
 
@@ -87,10 +86,18 @@ def write_splits(folder, rows, cut=split_points, advice="is the source whole?"):
     for name, part in parts.items():
         if not part.any():
             raise UserError(f"{folder}/{name}: no user has rows enough for it; {advice}")
+        row = rows.iloc[np.flatnonzero(part)[0]]
+        fields = [str(row[column]) for column in ("user", "item", "rating")]
+        _, fault = told_by_structure(fields, [])
+        if fault:
+            raise UserError(
+                f"{folder}/{name}: would begin with {' '.join(fields)!r} (row {row.name + 1} of the"
+                " source), which a reader takes for a csv; let ids not end in such marks"
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    temporary = temporary_beside(folder)
+    temporary.mkdir()
     try:
-        temporary.chmod(0o755)
         with contextlib.ExitStack() as stack:
             files = {}
             for name in parts:

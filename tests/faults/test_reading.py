@@ -1,6 +1,7 @@
 """What is read, and how: ids as they are written, rows as the file has them."""
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -125,7 +126,45 @@ def test_times_of_every_kind_are_in_order():
     assert dates[1] - dates[0] == pd.Timedelta(seconds=1)
     assert times("0999-12-31", "9999-12-31T23:59:59.5").is_monotonic_increasing
     assert times("12", "1700000000000000001").tolist() == [12, 1700000000000000001]
-    assert times("1.5", "2e3", "100000000000000000000").tolist() == [1.5, 2000, 1e20]
+    assert times("1.5", "2e3").tolist() == [1.5, 2000]
+    assert times("1.5", "2e3", "100000000000000000000").is_monotonic_increasing
+    close = ["1700000000000000001", "1700000000000000002.5", "1700000000000000003"]
+    assert times(*close).is_unique
+    assert times(*close).is_monotonic_increasing
+    assert times("1287532527.123456788", "1287532527.123456789", "1287532528").is_unique
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("Sun Mar 13 07:06:40 +0000 2011", "Sun Mar 13 08:06:41 +0100 2011"),
+     ("13 Mar 2011, 07:06", "13 Mar 2011, 07:07"), ("Mar 9, 2011", "Mar 13, 2011"),
+     ("2011/03/13", "2011/03/14"), ("12.03.2011 07:06", "13.03.2011 07:05"),
+     ("03/12/2011 11:59 PM", "03/13/2011 12:01 AM"), ("02/04/2011", "13/03/2011")],
+)  # fmt: skip
+def test_times_of_exports_are_in_order(first, second):
+    data = f'u,i,t\na,b,"{first}"\na,c,"{second}"\n'
+    rows, _ = read(data, Layout((0, 1, None, 2), ",", header=True))
+    expected = (first, second) != ("02/04/2011", "13/03/2011")  # which are days first: April, March
+    assert rows["time"].is_monotonic_increasing == expected
+    assert rows["time"].is_unique
+
+
+def test_days_and_months_are_told_for_the_whole_column_or_by_the_flag(monkeypatch):
+    monkeypatch.setattr(support.rows, "BLOCK", 16)  # the one that tells is in another block
+    rows = "".join(f"a,b,0{n}/04/2011\n" for n in range(1, 9))
+    layout = Layout((0, 1, None, 2), ",")
+    told, _ = read(rows + "a,b,13/04/2011\n", layout)
+    assert told["time"].dt.month.tolist() == [4] * 9
+    with pytest.raises(UserError, match="--dates dmy or --dates mdy"):
+        read(rows, layout)
+    with pytest.raises(
+        UserError, match="'13/04/2011' has the day first and '04/13/2011' the month"
+    ):
+        read(rows + "a,b,13/04/2011\na,b,04/13/2011\n", layout)
+    told, _ = read(rows, replace(layout, dates="mdy"))
+    assert told["time"].dt.day.tolist() == [4] * 8
+    with pytest.raises(UserError, match="--dates mdy: '13/04/2011' can't be read so"):
+        read(rows + "a,b,13/04/2011\n", replace(layout, dates="mdy"))
 
 
 def test_what_a_test_file_has_beyond_train_is_counted_and_said(tmp_path):
