@@ -165,7 +165,8 @@ CSV_FLAGS = {
     "--core 500": "use a lower --core", "--train 0.98 --validation 0.999": "rows enough",
     "--train 0.9": "--validation 0.8", "--core 0": "--core", "--train 1": "--train",
     "--as_name=-x": "--as_name", "--as_name a/b": "--as_name", "--as_name ..": "--as_name",
-    "--keep none": "--keep", "--dates ymd": "--dates", "--delimiter '\"'": "--delimiter", "--delimiter ''": "--delimiter",
+    "--keep none": "--keep", "--dates ymd": "--dates",
+    "--delimiter '\"'": "--delimiter", "--delimiter ''": "--delimiter",
     "--source nowhere.csv": "nowhere.csv", "--source . --as_name x": "Is a directory",
     "--output_dir mine.csv": "mine.csv", "--user uid": "mine.csv, line 1: no columns 'uid'",
     "--user i": "same column", "--item 1": "same column", "--rating ''": "--rating",
@@ -367,9 +368,9 @@ TABLE = [
     (f"{PREPARE} --user 1 --item 2 --time 3", "line 2: 'a,b' has 2 fields, the lines above 3",
      {"mine.csv": "a,b,1\na,b\n"}),
     *((CSV.replace(".csv", ".zip"), f"mine.zip: {said}", {"mine.zip": data}) for said, data in (
-        ("holds r.csv, s.csv", zipped({"r.csv": ROWS, "s.csv": ROWS})), ("File is not", b"PK no zip"),
+        ("holds r.csv, s.csv", zipped({"r.csv": ROWS, "s.csv": ROWS})),
+        ("File is not", b"PK no zip"),
         ("damaged", zipped({"r.csv": ROWS}, zipfile.ZIP_LZMA).replace(b"]\0", b"\0\0", 1)))),
-    (CSV.replace(".csv", ".csv.gz"), "mine.csv.gz: damaged", {"mine.csv.gz": ROWS}),
     *((ML_100K, f"mine.csv ... {said}", {"mine.csv": data}) for data, said in BAD_ML_100K),
     ("prepare nowhere", "nowhere"), (f"{ML_100K} --source nowhere", "nowhere: No such file"),
     (f"{ML_100K} --user u", "--user"), ("prepare ml-1m --output_dir new", "needs --source"),
@@ -377,7 +378,7 @@ TABLE = [
     ("prepare gowalla-tail --output_dir new", "needs --source"),
     ("prepare gowalla-tail --source toy --output_dir new", "validation/test.txt"),
     *(("prepare ml-1m --source no.zip --output_dir new", f"no.zip: {said}", {"no.zip": data})
-      for said, data in (("File is not", b"PK no zip"), ("more are needed", zipped({"x": "1"})))),
+      for said, data in (("File is not", b"PK no zip"), ("holds x, y", zipped({"x": "1", "y": "1"})))),
     ("prepare ml-100k --source x --output_dir .", "exists already", {"ml-100k/mine": "precious"}),
     ("prepare gowalla --output_dir .", "exists already", {"gowalla/test/train.txt": "a x\n"}),
 ]
