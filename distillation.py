@@ -220,6 +220,9 @@ def _lists_for(args, data, path, student=None):
     d, L = (teacher["architecture"][name] for name in ("d", "L"))
     if L != args.L:
         raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
+    epochs = teacher["config"].get("n_iter") or 0
+    if epochs > teacher["epoch_num"]:
+        print(f"note: {path}: the teacher stopped at epoch {teacher['epoch_num']} of {epochs}")
     net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
     made_from = {
         "teacher": fingerprint_weights(teacher),

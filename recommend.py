@@ -144,13 +144,16 @@ def read_histories(path):
     return histories
 
 
-def tell_what_is_unknown(model, histories, source):
-    """Tell which items are dropped and which users are the mean user; UserError where nothing is
-    left of a history of ``source``."""
-    for user, items in histories.items():
-        if not any(item in model.item_map for item in items):
-            of = "" if user is None else f", user {user!r}"
-            raise UserError(f"{source}{of}: no item that the model knows; name some of its data's")
+def known_histories(model, histories, source):
+    """The histories that hold an item that the model knows; tells which items and histories are
+    dropped and which users are the mean user. UserError where none of ``source`` is left."""
+    cold = [
+        user for user, items in histories.items() if not any(i in model.item_map for i in items)
+    ]
+    if len(cold) == len(histories):
+        raise UserError(f"{source}: no item that the model knows; name some of its data's")
+    for user in cold:
+        tell([f"{source}, user {user!r}: no item that the model knows; nothing is recommended"])
     items = dict.fromkeys(i for items in histories.values() for i in items)
     users = [user for user in histories if user is not None]
     for what, names, known, so in (
@@ -162,6 +165,7 @@ def tell_what_is_unknown(model, histories, source):
         if strange:
             listed = ", ".join(strange[:NAMES_SHOWN])
             tell([f"{len(strange)} {what}(s) that the model does not know, {so}: {listed}{rest}"])
+    return {user: items for user, items in histories.items() if user not in cold}
 
 
 def one_history(args, model):
@@ -307,7 +311,7 @@ def main(argv=None):
         raise UserError(f"--top {top}: the model has {len(model.item_map)} items; ask for fewer")
     if own:
         histories = read_histories(args.history) if args.history else one_history(args, model)
-        tell_what_is_unknown(model, histories, args.history or "--sequence")
+        histories = known_histories(model, histories, args.history or "--sequence")
         blocks, total = ranked_histories(model, histories, top, args.include_seen), len(histories)
     else:
         train = training_rows(model, args)
@@ -319,9 +323,16 @@ def main(argv=None):
         open_output(args.output) as write,
         tqdm(total=total, desc="users", leave=False, disable=None) as bar,
     ):
+        short = without = 0
         for count, table in tables(blocks, model, own):
             write(table)
             bar.update(count)
+            given = table["user"].value_counts()
+            short += (given < top).sum()
+            without += count - len(given)
+    if short or without:
+        tell([f"{short} user(s) got fewer than {top} items and {without} none: the others stand in"
+              " what they had, which --include_seen lets come"])  # fmt: skip
     if args.output:
         print(f"saved the top {top} for {total} users in {args.output}")
     return 0

@@ -193,10 +193,13 @@ class DataSet:
                 .format(test.unknown_items[strange - train.num_items], **counts)
             )  # fmt: skip
         if counts["repeated_targets"]:
-            notes.append(
+            note = (
                 "{repeated_targets} test target(s) are also in the user's train rows: never hit,"
                 " still counted".format(**counts)
             )
+            if counts["repeated_targets"] > counts["test_targets"] / 10:
+                note += "; datasets/prepare.py keeps one row of a pair by --keep first or last"
+            notes.append(note)
         owned = ""
         if counts["owners_of_everything"]:
             name = list(train.user_map)[_owners_of_everything(train)[0]]

@@ -378,7 +378,8 @@ TABLE = [
     ("prepare gowalla-tail --output_dir new", "needs --source"),
     ("prepare gowalla-tail --source toy --output_dir new", "validation/test.txt"),
     *(("prepare ml-1m --source no.zip --output_dir new", f"no.zip: {said}", {"no.zip": data})
-      for said, data in (("File is not", b"PK no zip"), ("holds x, y", zipped({"x": "1", "y": "1"})))),
+      for said, data in (("File is not", b"PK no zip"),
+                         ("holds x, y", zipped({"x": "1", "y": "1"})))),
     ("prepare ml-100k --source x --output_dir .", "exists already", {"ml-100k/mine": "precious"}),
     ("prepare gowalla --output_dir .", "exists already", {"gowalla/test/train.txt": "a x\n"}),
 ]

@@ -138,3 +138,12 @@ def test_other_data_and_owners_of_everything_are_said(distil, command, toy, tmp_
     toy.train.write_text(toy.train.read_text() + "".join(f"all {item} 1\n" for item in items))
     train(command, toy, tmp_path, "--n_iter", 1)
     assert "'all'" in distil("--teacher_exclude", "observed")
+
+
+def test_a_teacher_that_was_stopped_is_said(taught):
+    saved = torch.load(taught.teacher, weights_only=True)
+    saved["config"]["n_iter"] = 5000
+    torch.save(saved, taught.teacher)
+    status, out, _ = taught("--n_iter", 1)
+    assert status == 0
+    assert f"{taught.teacher}: the teacher stopped at epoch 2 of 5000" in out

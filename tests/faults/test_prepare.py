@@ -1,8 +1,13 @@
 """Data sets made by datasets/prepare.py: against the recipes written down slowly."""
 
+import bz2
 import gzip
+import io
+import lzma
 import math
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +19,7 @@ import pytest
 from conftest import ROOT
 
 import support.rows
+from support.data_set import DataSet
 from support.splits import rounded_split_points, split_points
 from utils import UserError
 
@@ -277,3 +283,74 @@ def test_the_real_data_set_has_its_counts():
     users, items = map(set, zip(*train, *test, strict=True))
     assert (len(users), len(items), len(train) + len(test)) == (943, 1349, 99_287)
     assert len(first) + len(second) == len(train)
+
+
+def packed(name, data):
+    """data as a file called ``name`` may hold it."""
+    if name.startswith("zip"):
+        with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+            archive.writestr("ml-100k/u.data", data)
+            archive.writestr("ml-100k/u.item", "1|Toy Story (1995)")
+        return file.getvalue()
+    return {"gz": gzip, "bz2": bz2, "xz": lzma}[name.partition(".")[0]].compress(data)
+
+
+@pytest.mark.parametrize("name", ["gz.csv", "bz2.csv", "xz.csv", "xz", "zip.csv", "zip"])
+def test_packed_files_are_read_by_what_they_are(tmp_path, prepared, name):
+    """GroupLens' ml-100k.zip among them."""
+    data = "".join(f"{n % 7}\t{n % 11}\t5\t{n}\n" for n in range(300)).encode()
+    (tmp_path / "u.data").write_bytes(data)
+    prepared("ml-100k", "--source", tmp_path / "u.data")
+    wanted = parts(tmp_path / "out" / "ml-100k")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / name).write_bytes(packed(name, data))
+    prepared("ml-100k", "--source", tmp_path / name)
+    assert parts(tmp_path / "out" / "ml-100k") == wanted
+
+
+def test_tabs_are_found_whatever_the_file_is_called(tmp_path, prepared):
+    lines = "".join(f"u{n % 7}\ti{n % 11}\t{n}\n" for n in range(300))
+    (tmp_path / "log.txt").write_text("who\twhat\twhen\n" + lines)
+    prepared("csv", "--source", tmp_path / "log.txt", "--user", "who", "--item", "what", "--time",
+             "when")  # fmt: skip
+    assert all(parts(tmp_path / "out" / "log"))
+
+
+@pytest.mark.parametrize("keep", ["all", "first", "last"])
+def test_which_of_a_pairs_rows_stay(tmp_path, prepared, keep):
+    rows = [(f"u{user}", f"i{place % 9}", place) for user in range(8) for place in range(27)]
+    lines = "".join(f"{user},{item},{time}\n" for user, item, time in rows)
+    (tmp_path / "log.csv").write_text("u,i,t\n" + lines)
+    flags = ["--user", "u", "--item", "i", "--time", "t", *(["--keep", keep] * (keep != "all"))]
+    prepared("csv", "--source", tmp_path / "log.csv", *flags)
+    folder = tmp_path / "out" / "log" / "test"
+    text = (folder / "train.txt").read_text() + (folder / "test.txt").read_text()
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("u3 ")]
+    assert found == [f"i{n}" for n in range(9)] * (3 if keep == "all" else 1)
+    notes = DataSet.load("log", folder / "train.txt", folder / "test.txt", 2, 1).notes
+    assert any("--keep first or last" in note for note in notes) == (keep == "all")
+
+
+def test_what_a_killed_prepare_left_is_swept(tmp_path, prepared):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / "out" / f".log.{platform.node()}.{dead.pid}.tmp"
+    (left / "test").mkdir(parents=True)
+    (left / "test" / "train.txt").touch()
+    (tmp_path / "log.csv").write_text("".join(f"u{n % 7},i{n % 11},{n}\n" for n in range(300)))
+    prepared("csv", "--source", tmp_path / "log.csv", "--user", 1, "--item", 2, "--time", 3)
+    assert os.listdir(tmp_path / "out") == ["log"]
+
+
+def test_ids_that_no_training_file_could_hold_are_refused(tmp_path, command):
+    """Prepared once, and then taken for a csv by train_caser.py."""
+    for mark in (",", ";", "|", "::"):
+        text = "".join(f"u{n % 7}{mark}\ti{n % 11}{mark}\t{n}\n" for n in range(300))
+        (tmp_path / "log.txt").write_text(text)
+        status, _, err = command(
+            prepare.main, "csv", "--source", tmp_path / "log.txt", "--user", 1, "--item", 2,
+            "--time", 3, "--delimiter", "\t", "--output_dir", tmp_path / "out",
+        )  # fmt: skip
+        assert (status, len(err)) == (2, 1)
+        assert f"'u0{mark} i0{mark} 1' (row 1 of the source)" in err[0]
+        assert not list(tmp_path.glob("out/*"))

@@ -18,6 +18,7 @@ import recommend
 import train_caser
 from caser import Caser
 from distillation import distillation_parser
+from recommender import Recommender
 from support.checkpoint import records_path
 from support.command_line import boolean, training_parser
 from utils import Stopped, UserError, atomic_write, run_command
@@ -119,6 +120,71 @@ def test_a_second_run_that_would_write_one_checkpoint_is_refused(command, toy, t
 def test_without_locks_a_run_says_so_and_trains(command, toy, tmp_path, monkeypatch):
     monkeypatch.setattr("support.processes.fcntl", None)
     assert "no locks" in train(command, toy, tmp_path, "--n_iter", 1)
+
+
+def test_without_standard_error_it_trains_and_rows_alone_are_on_standard_output(toy, tmp_path):
+    """As a service has it; notes once came among the rows."""
+
+    def run(script, *words):
+        line = shlex.join([sys.executable, *map(str, (ROOT / script, *words))])
+        done = subprocess.run(["sh", "-c", f"{line} 2>&-"], capture_output=True, cwd=tmp_path)
+        return done.returncode, done.stdout.decode()
+
+    status, out = run("train_caser.py", *toy.flags, *SMALL, "--n_iter", 1)
+    assert (status, "saved" in out) == (0, True)
+    path = "checkpoints/toy-caser-dim=6.pth.tar"
+    status, out = run("recommend.py", "--checkpoint", path, "--sequence", "i1,strange")
+    assert status == 0
+    assert len({line.count("\t") for line in out.splitlines()}) == 1
+    assert run("recommend.py", "--checkpoint", "nowhere") == (2, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without ulimit")
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(command, toy, tmp_path):
+    """torch makes a RuntimeError of it, 20 lines of traceback once."""
+    train(command, toy, tmp_path, "--n_iter", 1)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    before = path.read_bytes()
+    words = [sys.executable, ROOT / "train_caser.py", "--checkpoint", path, "--n_iter", 3]
+    line = f"ulimit -f {len(before) // 1024}; {shlex.join(map(str, words))}"  # of 512 or 1024 bytes
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert str(path) in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_scripts_work_without_docstrings(tmp_path):
+    scripts = [*ROOT.glob("*_*.py"), ROOT / "recommend.py", ROOT / "datasets" / "prepare.py"]
+    code = """import contextlib, io, runpy, sys
+for path in sys.argv[1:]:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(path)["main"](["--help"])
+    assert out.getvalue().startswith("usage:"), path"""
+    words = [sys.executable, "-OO", "-c", code, *map(str, scripts)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(words, check=True, cwd=tmp_path, env=environment)
+
+
+def test_a_read_only_file_is_refused_and_other_modes_are_kept(command, toy, tmp_path, monkeypatch):
+    """For root too: whoever took the write bit away meant it."""
+    train(command, toy, tmp_path, "--n_iter", 1)
+    path = tmp_path / "out" / "toy-caser-dim=6.pth.tar"
+    path.chmod(0o640)
+    train(command, toy, tmp_path, "--n_iter", 1)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o444)
+    before = path.read_bytes()
+    rows = tmp_path / "rows.tsv"
+    rows.touch(0o444)
+    monkeypatch.setattr(Recommender, "fit", lambda *_: pytest.fail("trained"))
+    for main, *words in (
+        (train_caser.main, *toy.flags, *SMALL, "--output_dir", path.parent),
+        (recommend.main, "--checkpoint", path, "--sequence", "i1", "--output", rows),
+    ):
+        status, _, err = command(main, *words)
+        assert (status, len(err)) == (2, 1)
+        assert "read-only; make it writable" in err[0]
+    assert (path.read_bytes(), rows.read_text()) == (before, "")
 
 
 def test_an_odd_terminal_gets_its_notes_and_no_progress_bar(toy, start):

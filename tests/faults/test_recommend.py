@@ -201,3 +201,18 @@ def test_the_readme_s_way_from_a_csv_to_recommendations(tmp_path, monkeypatch, c
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(example, {})
     assert out.getvalue().count("\n") == 10
+
+
+def test_what_can_not_be_filled_is_said_and_one_cold_user_keeps_nobody_waiting(
+    recommended, tmp_path, path
+):
+    model = TrainedModel(path)
+    every = list(model.item_map)
+    pairs = [("full", item) for item in every] + [("most", item) for item in every[2:]]
+    pairs += [("cold", "strange"), ("fresh", every[0])]
+    rows, err = recommended("--history", write_rows(tmp_path / "own", pairs), "--top", 3)
+    counts = {user: sum(row["user"] == user for row in rows) for user in ("most", "fresh")}
+    assert counts == {"most": 2, "fresh": 3}
+    assert {row["user"] for row in rows} == counts.keys()
+    assert any("user 'cold': no item that the model knows" in line for line in err)
+    assert any("1 user(s) got fewer than 3 items and 1 none" in line for line in err)
