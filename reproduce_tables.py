@@ -83,7 +83,7 @@ def main(argv=None):
         tables = ["2"]
     runs = [run for name in rows for run in study.runs(ROWS[name])]
     runs += [run for number in tables for name in TABLES[number] for run in study.runs(ROWS[name])]
-    runs += [run for name in figures for row in figure_rows(name) for run in study.runs(row)]
+    runs += [run for name in figures for row in figure_rows(study, name) for run in study.runs(row)]
     if args.dry_run:
         for run in dict.fromkeys(runs):
             state = "  # finished" if run.finished() else ""

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import replace
 
 from reproduction.rows import ROWS, with_flags
+from reproduction.runs import parsed
 from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
@@ -87,10 +88,13 @@ def points_of_runs(paths):
     return points
 
 
-def varied(row, flag, value):
+def varied(study, row, flag, value):
     """``row`` with one flag changed: d for a student only, the share of instances for its teacher
-    as well."""
+    as well; the row itself where that is its value anyway."""
     if flag == "d" and row.size == "teacher":
+        return row
+    flags = ("--d", str(study.settings[row.size][0]), *study.settings["flags"], *row.flags)
+    if getattr(parsed(row.network, flags), flag) == value:
         return row
     flags = (f"--{flag}", str(value))
     teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
@@ -113,11 +117,11 @@ FIGURES = {
 }
 
 
-def figure_rows(name):
+def figure_rows(study, name):
     """The rows whose runs a figure needs."""
     flag, values, names, _ = FIGURES[name]
     rows = [ROWS[n] for n in names]
-    return [varied(row, flag, value) for value in values for row in rows] if flag else rows
+    return [varied(study, row, flag, value) for value in values for row in rows] if flag else rows
 
 
 def figure_points(study, name):
@@ -130,7 +134,7 @@ def figure_points(study, name):
                 if "map" in record:
                     yield row.title, record["epoch"], {"MAP": record["map"]}
         for value in values:
-            runs = study.finished_runs(varied(row, flag, value))
+            runs = study.finished_runs(varied(study, row, flag, value))
             if runs:
                 x = value / (1 + value) if name == "balance" else value
                 yield row.title, x, {"MAP": statistics.mean(r.result()["map"] for r in runs)}
@@ -144,7 +148,7 @@ def draw_figure(study, name):
     if name == "epochs":
         source = "validation split, 1 seed"
     else:
-        seeds = {len(study.finished_runs(row)) for row in figure_rows(name)} - {0}
+        seeds = {len(study.finished_runs(row)) for row in figure_rows(study, name)} - {0}
         most = f" to {max(seeds)}" if len(seeds) > 1 else ""
         source = f"test split, mean of {min(seeds)}{most} seed(s)"
     label = FIGURES[name][3]

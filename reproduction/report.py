@@ -106,9 +106,8 @@ def every_seed(study, names):
 def average_precision(run):
     """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
     data = run.study.data()
-    checkpoint = run.trained()
-    data.check(checkpoint)
-    return evaluate_ranking(restore_network(checkpoint), data.train, data.test)["map"]
+    net, _ = data.network(run.trained())
+    return evaluate_ranking(net, data.train, data.test)["map"]
 
 
 def paired_test(study, *rows):
@@ -178,7 +177,7 @@ def table_3(study, names):
             for device in devices
             for n in (256, 1)
         ]
-        paper = PAPERS_PARAMETERS[row.name] if is_papers(study) else ""
+        paper = PAPERS_PARAMETERS.get(row.name, "") if is_papers(study) else ""
         megabytes = runs[0].checkpoint.stat().st_size / 1e6
         cells = [f"{sizes[row.size]:,}", paper, ratio, f"{megabytes:.1f}"]
         lines.append([row.title, *cells, *(f"{seconds:.2f}" for seconds in times)])

@@ -184,20 +184,30 @@ class Run:
         suffix = "-rd" if self.row.distilled else ""
         return self.folder / checkpoint_name(name, self.row.network, self.d, suffix)
 
-    def is_told_by(self, run):
-        """Whether ``run``, the first line of some records, describes this run."""
+    def is_told_by(self, identity):
+        """Whether ``identity``, the first line of some records, describes this run."""
         flags = weight_flags(parsed(self.row.network, self.flags(), self.row.distilled))
         data = data_fingerprints(self.study.data(self.split))
-        described = self.row.script, self.row.network.name, flags, data
-        if tuple(run.get(part) for part in ("script", "network", "flags", "data")) != described:
+        described = {"script": self.row.script, "network": self.row.network.name, "flags": flags,
+                     "data": data}  # fmt: skip
+        if {part: identity.get(part) for part in described} != described:
+            return False
+        if self.study.again and identity["commit"] != commit():
             return False
         if not self.row.distilled:
             return True
         path = self.teacher.checkpoint
         try:
-            return run["lists"]["teacher"] == weights_at(path, path.stat().st_mtime_ns)
+            return identity["lists"]["teacher"] == weights_at(path, path.stat().st_mtime_ns)
         except (OSError, UserError):  # it can't be told which teacher this was
             return False
+
+    def has_looks(self, epochs):
+        """Whether some epochs' records were evaluated where this run evaluates."""
+        every = self.epochs() if self.final else self.study.eval_every
+        looks = [record["epoch"] for record in epochs if "map" in record]
+        wanted = range(1, len(epochs) + 1)
+        return looks == [n for n in wanted if n % every == 0 or n == self.epochs()]
 
     def recorded(self):
         """(identity, a dict per epoch) of the records, of whichever run they are; None where there
@@ -206,15 +216,16 @@ class Run:
         if not self.study.has_data or not path.exists():
             return None
         try:
-            run, *epochs = map(json.loads, path.read_text("utf-8").splitlines())
-            self.is_told_by(run)
-            run["versions"].items(), run["device"], run["threads"], run["commit"]
+            identity, *epochs = map(json.loads, path.read_text("utf-8").splitlines())
+            if not {"commit", "device", "threads"} <= identity.keys():
+                raise ValueError
+            self.is_told_by(identity), identity["versions"].items()
             if [record["epoch"] for record in epochs] != list(range(1, len(epochs) + 1)):
                 raise ValueError
             for record in epochs:
                 if "map" in record and not all(isinstance(record[name], float) for name in METRICS):
                     raise ValueError
-            return run, epochs
+            return identity, epochs
         except (OSError, *DAMAGE):
             raise self._not_as_left(path) from None
 
@@ -222,14 +233,24 @@ class Run:
         """Whether it has been done; by another commit, with --again, does not count."""
         if self.is_its_search():
             return True
-        if not self.epochs() or not (found := self.recorded()) or not self.is_told_by(found[0]):
+        if not self.epochs() or not (found := self.recorded()):
             return False
-        run, epochs = found
-        if len(epochs) < self.epochs():
-            return False
-        if len(epochs) > self.epochs() or "map" not in epochs[-1]:
-            raise self._not_as_left(records_path(self.checkpoint))
-        return run["commit"] == commit() or not self.study.again
+        identity, epochs = found
+        same = len(epochs) == self.epochs() and self.is_told_by(identity)
+        return same and self.has_looks(epochs)
+
+    def begun(self):
+        """How many epochs an interrupted run has done that can go on here; 0 without one."""
+        found = self.recorded()
+        if not found or not self.is_told_by(found[0]) or not self.has_looks(found[1]):
+            return 0
+        data = self.study.data(self.split).identity
+        try:
+            checkpoint = read_checkpoint(self.checkpoint, NETWORKS)
+            same_rows = checkpoint["data"]["fingerprint"] == data["fingerprint"]
+        except (UserError, *DAMAGE):
+            return 0
+        return checkpoint["epoch_num"] if same_rows else 0
 
     def records(self):
         """A dict per epoch of a finished run."""
@@ -263,9 +284,9 @@ class Run:
 
     def setting(self):
         """Device, threads and versions that a finished run had last, in words."""
-        run, _ = self.recorded()
-        software = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        return f"{run['device']} ({run['threads']} thread(s)) with {software}"
+        identity, _ = self.recorded()
+        software = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+        return f"{identity['device']} ({identity['threads']} thread(s)) with {software}"
 
     def execute(self):
         """Start the run, or resume it where an interrupted one lies, or wait for another process
@@ -277,16 +298,17 @@ class Run:
     def _execute(self, lock):
         if self.row.distilled:
             self.teacher.trained()
-        found = self.recorded()
-        resumes = found and self.is_told_by(found[0]) and len(found[1]) < self.epochs()
-        if self.folder.exists() and not resumes:
+        begun = self.begun()
+        words = self.command()
+        if 0 < begun <= self.epochs():
+            words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths(),
+                     "--n_iter", str(self.epochs())]  # fmt: skip
+        elif self.checkpoint.exists() or records_path(self.checkpoint).exists():
             aside = first_free(lambda number: self.folder.with_name(f"{self.name}.old{number}"))
             self.folder.rename(aside)
-            print(f"{self.folder}: from other code, data, flags or teacher; kept as {aside.name}")
+            print(f"{self.folder}: not of this run as it is now; kept as {aside.name}")
+            begun = 0
         self.folder.mkdir(exist_ok=True)
-        words = self.command()
-        if resumes:
-            words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths()]
         with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
             status = run_to_its_end([sys.executable, ROOT / words[0], *words[1:]], log, lock)
         if status < 0:
@@ -302,7 +324,7 @@ class Run:
                 f"{self.name}: data, search or teacher changed while it was trained; run the same"
                 " command again"
             )
-        return self.epochs() - (len(found[1]) if resumes else 0)
+        return self.epochs() - begun
 
 
 def execute_all(runs):

@@ -165,27 +165,37 @@ def load_weights(net, checkpoint):
 def restore_network(checkpoint, settings=None):
     """The network of a checkpoint; what its file does not tell comes from ``settings``, a dict."""
     sizes = checkpoint["num_users"], checkpoint["num_items"]
-    arguments = {name: settings[name] for name, *_ in checkpoint["network"].flags if settings}
+    arguments = {
+        name: settings[name]
+        for name, *_ in checkpoint["network"].flags
+        if settings and name not in checkpoint["architecture"]
+    }
     net = checkpoint["network"](*sizes, **arguments | checkpoint["architecture"])
     load_weights(net, checkpoint)
     return net
 
 
-def save_run(path, model, run, args, data):
-    """Write the records and then the checkpoint ``path``, each of them atomically.
+def save_run(path, model, identity, args, data):
+    """Write the checkpoint ``path`` and then its records, each of them atomically.
 
-    In that order, since a resumed run drops records past its checkpoint and can't make up missing
-    ones. run: see run.describe_run.
+    identity: see run.describe_run.
     """
-    with atomic_write(records_path(path), "w") as file:
-        for record in (run, *model.records):
-            file.write(json.dumps(record) + "\n")
     with atomic_write(path) as file:
-        more = {"run": run, "config": dict(vars(args)), "data": data.identity}
+        more = {"run": identity, "config": dict(vars(args)), "data": data.identity}
         try:
             torch.save(model.state() | more, file)
         except RuntimeError as error:  # what torch makes of a write that fails
             raise UserError(f"{path}: could not be written; is the disk full? ({error})") from None
+    write_records(path, identity, model.records)
+
+
+def write_records(path, identity, records):
+    """Write the records beside a checkpoint, where they are not there already."""
+    text = "".join(json.dumps(record) + "\n" for record in (identity, *records))
+    path = records_path(path)
+    if not path.exists() or path.read_bytes() != text.encode():
+        with atomic_write(path, "w") as file:
+            file.write(text)
 
 
 def records_path(path):

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from evaluation import KS, evaluate_ranking, mean_metrics, metrics_line
-from support.checkpoint import read_checkpoint, records_path, restore_network, save_run
-from support.data_set import SPLITS, DataSet, Renumbered, find_files
+from support.checkpoint import read_checkpoint, records_path, save_run, write_records
+from support.data_set import SPLITS, DataSet, find_files
 from support.processes import locked
 from support.run import describe_run, keep_other_run
 from utils import (
@@ -193,10 +193,9 @@ def print_notes(notes):
 
 def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     """Load a checkpoint's network for the data, print its metrics, return it."""
-    notes, numbers = data.check(checkpoint, args.allow_other_data)
+    net, notes = data.network(checkpoint, vars(args), args.allow_other_data)
     print_notes(notes)
-    net = restore_network(checkpoint, vars(args))
-    net = (Renumbered(net, *numbers) if numbers else net).to(args.device)
+    net = net.to(args.device)
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
     standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
@@ -245,6 +244,8 @@ def training_command(parser, script, network, networks, argv, make, suffix="", c
     try:
         args, checkpoint = read_command(parser, script, networks, argv)
         if checkpoint and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter:
+            if "run" in checkpoint:  # it may have been killed before it wrote them
+                write_records(args.checkpoint, checkpoint["run"], checkpoint["records"])
             print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
                   f" and --n_iter is {args.n_iter}")  # fmt: skip
             return 0
@@ -264,8 +265,9 @@ def training_command(parser, script, network, networks, argv, make, suffix="", c
         with locked(path.with_name(f".{path.name}.lock"), path, wait=False):
             model, lists = make(args, data, checkpoint, make_network)
             flags = weight_flags(args)
-            run = describe_run(script, network.name, flags, data, lists, model.device)
-            _train(model, path, run, args, data, checkpoint, again)
+            before = checkpoint.get("run") if checkpoint else None
+            identity = describe_run(script, network.name, flags, data, lists, model.device, before)
+            _train(model, path, identity, args, data, checkpoint, again)
     except KeyboardInterrupt as reason:
         print(f"stopped; go on with:\n{shlex.join(again)}")
         return 128 + getattr(reason, "number", signal.SIGINT)
@@ -273,19 +275,21 @@ def training_command(parser, script, network, networks, argv, make, suffix="", c
     return 0
 
 
-def _train(model, path, run, args, data, checkpoint, again):
+def _train(model, path, identity, args, data, checkpoint, again):
     """Train ``model``, saving as it goes. again: the command that goes on, as words; changed to
     the one that resumes, once there is something to resume."""
     model.prepare(data.train)
     if checkpoint:
         print_notes(data.check_resumable(checkpoint))
         model.restore(checkpoint)
-    else:
-        keep_other_run(path, run, args.n_iter)
+    if not checkpoint or os.path.realpath(path) != os.path.realpath(args.checkpoint):
+        keep_other_run(path, identity, args.n_iter)
 
     def save():
-        save_run(path, model, run, args, data)
+        save_run(path, model, identity, args, data)
         again[2:] = ["--checkpoint", str(path)]
+        if args.allow_other_data:  # of a teacher
+            again.append("--allow_other_data")
         if args.device != str(pick_device("auto")):
             again.extend(["--device", args.device])
         if args.tensorboard:

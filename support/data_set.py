@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from interactions import PADDING, Interactions
-from support.checkpoint import original_ids
+from support.checkpoint import original_ids, restore_network
 from support.rows import read_rows
 from utils import UserError
 
@@ -131,10 +131,11 @@ class DataSet:
             raise UserError(f"{both}; it was trained on other data")
         if theirs is None:
             flags = (name for name, *_ in checkpoint["network"].flags)
-            *untold, last = [name for name in flags if name not in checkpoint["architecture"]]
+            untold = [name for name in flags if name not in checkpoint["architecture"]]
+            what = ", ".join(["its data", *untold[:-1]]) + "".join(f" and {x}" for x in untold[-1:])
             return [
-                f"{path}: tells nothing of {', '.join(['its data', *untold])} and {last}; only the"
-                " numbers of users and items could be compared, and the flags give the rest"
+                f"{path}: tells nothing of {what}; only the numbers of users and items could be"
+                " compared, and the flags give the rest"
             ], None
         notes = []
         if not self.has_rows_of(checkpoint):
@@ -165,16 +166,26 @@ class DataSet:
     def check_resumable(self, checkpoint):
         """UserError where a run to resume had other rows, or numbered them otherwise; returns
         notes: what could not be verified."""
-        notes, _ = self.check(checkpoint)
-        theirs, ours = checkpoint.get("data", self.identity), self.identity
+        theirs, ours = checkpoint.get("data"), self.identity
+        if theirs is None:
+            return self.check(checkpoint)[0]
         if theirs.get("fingerprint") != ours["fingerprint"]:
             raise UserError(
                 f"{checkpoint['path']}: a run goes on with the rows that it began with, in their"
                 f" order, and {self.train_path} has other ones or another order"
             )
         if theirs.get("test_rows", ours["test_rows"]) != ours["test_rows"]:
-            notes.append(f"{self.test_path}: not the rows that earlier epochs were evaluated on")
-        return notes
+            return [f"{self.test_path}: not the rows that earlier epochs were evaluated on"]
+        return []
+
+    def network(self, checkpoint, settings=None, allow_other_data=False):
+        """The network of a checkpoint, numbering users and items as this data does, and notes.
+
+        settings: what its file does not tell. UserError as for ``check``.
+        """
+        notes, numbers = self.check(checkpoint, allow_other_data)
+        net = restore_network(checkpoint, settings)
+        return (Renumbered(net, *numbers) if numbers else net), notes
 
     def _surprises(self):
         """Notes on what can't be learned or hit; UserError where nothing can."""

@@ -61,8 +61,9 @@ def within(users, items):
 
 
 def is_number(text):
-    """Whether it is a finite number in ASCII digits."""
+    """Whether it is a finite number in ASCII digits, as it stands."""
     try:
-        return text.isascii() and math.isfinite(float(text))
+        plain = text.isascii() and "_" not in text and text == text.strip()
+        return plain and math.isfinite(float(text))
     except ValueError:
         return False

@@ -70,7 +70,9 @@ def run_to_its_end(command, stdout, descriptors=()):
     try:
         return process.wait()
     except BaseException as reason:
-        if getattr(reason, "number", None) != signal.SIGINT:  # which a terminal sends to both
-            process.terminate()
+        if getattr(reason, "number", None) == signal.SIGINT:  # which a terminal sends to both
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+        process.terminate()
         process.wait()
         raise

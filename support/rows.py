@@ -1,7 +1,8 @@
 """Rows of text: the one reader, for training files and for what datasets/prepare.py prepares.
 
-pandas splits the lines; this module holds it to what the file says: every row has as many fields
-as the first, ids stay text as it is written (007, NA, null), and the first bad line is named.
+pandas (or csv, where there are quotes) splits the lines; this module holds it to what the file
+says: every row has as many fields as the first, ids stay text as it is written (007, NA, null), and
+the first bad line is named.
 """
 
 import csv
@@ -178,7 +179,7 @@ class _Reader:
                 if fields:
                     yield after, fields
         except csv.Error as error:
-            never_closed = "end of data" in str(error) or "field limit" in str(error)
+            never_closed = self.quotes and re.search("end of data|field limit", str(error))
             self.refuse(after, "a quote opens here and never closes" if never_closed else error)
 
     # ------------------------------------------------------------------------- the header
@@ -254,6 +255,8 @@ class _Reader:
         if self.plain and self.width == 2 and within(user, item):
             raise _Fault(HEADER)
         rating = (np.zeros(count, int), ["1"]) if rating is None else pd.factorize(rating)
+        if not self.plain:
+            rating = rating[0], [text.strip() for text in rating[1]]
         for text in rating[1]:
             if not is_number(text):
                 raise _Fault(f": the rating {_quoted(text)} is not a number")

@@ -1,6 +1,7 @@
 """What a run is: told once, in the first line of its records and in its checkpoint."""
 
 import functools
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -8,25 +9,27 @@ from pathlib import Path
 import torch
 
 from support.checkpoint import load_tensors, records_path
-from utils import DAMAGE, UserError, first_free, versions
+from utils import DAMAGE, UserError, versions
 
 COMPARED = ("script", "network", "flags", "data", "lists")  # what makes it this run
 
 
-def describe_run(script, network, flags, data, lists, device):
+def describe_run(script, network, flags, data, lists, device, before=None):
     """The identity of a run, a dict of plain values.
 
     script, network: the names of both. flags: those that change weights, a dict.
     data: the DataSet. lists: what its teacher's lists were made from, or None. device: where it
-    runs.
+    runs. before: the identity with which a resumed run began.
     """
+    commits = [(before or {}).get("commit"), commit()]
+    resumed = before and commits[0] != commits[1]
     return {
         "script": script,
         "network": network,
         "flags": flags,
         "data": data_fingerprints(data),
         "lists": lists,
-        "commit": commit(),
+        "commit": ", then ".join(map(str, commits)) if resumed else commits[1],
         "versions": versions(),
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -76,7 +79,14 @@ def keep_other_run(path, run, n_iter):
     except (UserError, *DAMAGE):
         pass  # not this project's, or damaged: not to be destroyed either
     stem = str(path).removesuffix(".pth.tar")
-    kept = first_free(lambda number: Path(f"{stem}.old{number}.pth.tar"))
+    numbers = (
+        number
+        for number in itertools.count(1)
+        if not any(
+            Path(f"{stem}.old{number}{ending}").exists() for ending in (".pth.tar", ".jsonl")
+        )
+    )
+    kept = Path(f"{stem}.old{next(numbers)}.pth.tar")
     for name, second in ((path, kept), (records_path(path), records_path(kept))):
         if name.exists():
             try:

@@ -274,7 +274,8 @@ TABLE = [
     *((f"{RESUME} {flag}", flag) for flag in each(OTHER_FLAGS)),
     (f"{EVALUATE} --train_root {TOY}", "give both"),
     (f"{EVALUATE} --split validation", f"--split validation: ... {TOY}"),
-    *((command, said, files) for command in (RESUME, EVALUATE) for said, files in (
+    (RESUME, "other ones or another order", more_rows(b"u1 i1 1\n")),
+    *((EVALUATE, said, files) for said, files in (
         ("12 users ... 13", more_rows(b"u99 i1 1\n")),
         ("does not know 1 user(s), e.g. 'u77'", {TOY: lambda data: data.replace(b"u5 ", b"u77 ")}),
         ("does not know 1 item(s), e.g. 'i77'", {TOY: lambda data: data.replace(b"i5 ", b"i77 ")}),
@@ -349,7 +350,7 @@ TABLE = [
     (f"{RECOMMEND} --users ids", "ids, line 2: ... 'x'", {"ids": "u1\nx\n"}),
     (f"{RECOMMEND} --users ids", "ids: not UTF-8", {"ids": b"\xff\n"}),
     (f"{RECOMMEND} --history h", "h, line 2: ... 1 field", {"h": "u1 i1\nu1\n"}),
-    (f"{RECOMMEND} --history h", "user 'u2': no item", {"h": "u1 i1\nu2 strange\n"}),
+    (f"{RECOMMEND} --history h", "h: no item", {"h": "u1 other\nu2 strange\n"}),
     *((f"{RECOMMEND} {flag} x.tsv --output x.tsv", "--output x.tsv", {"x.tsv": data})
       for flag, data in (("--history", "u1 i1\n"), ("--users", "u1\n"))),
     *((f"{RECOMMEND} --output {name}", f"--output {name}") for name in

@@ -97,6 +97,21 @@ def test_what_a_new_run_replaces_is_kept_where_it_was_another(command, toy, tmp_
     assert len(tree(tmp_path / "out")) == 3 * len(before)
 
 
+def test_neither_a_run_resumed_elsewhere_nor_a_kept_file_destroys_another(
+    command, toy, tmp_path, path
+):
+    train(command, toy, tmp_path / "else", "--n_iter", 2, "--seed", 7)
+    train(command, toy, tmp_path, "--n_iter", 1)
+    other = tmp_path / "else" / "out"
+    before = tree(other)
+    (other / "toy-caser-dim=6.old1.jsonl").write_text("kept by hand\n")
+    words = ["--checkpoint", path, "--n_iter", 2, "--output_dir", other]
+    status, out, _ = command(train_caser.main, *words)
+    assert status == 0
+    assert f"kept as {other / 'toy-caser-dim=6.old2.pth.tar'}" in out
+    assert {*before.values(), b"kept by hand\n"} <= set(tree(other).values())
+
+
 def test_tensorboard_gets_the_numbers_of_the_records(command, toy, tmp_path, path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -135,7 +150,7 @@ def test_other_data_may_be_allowed_and_is_said(command, toy, tmp_path, resume):
     before = tree(tmp_path)
     status, _, err = resume("--n_iter", 3, "--allow_other_data")
     assert (status, len(err)) == (2, 1)
-    assert "whose rows are not those of" in err[0]
+    assert "goes on with the rows that it began with" in err[0]
     assert tree(tmp_path) == before
 
 
@@ -275,13 +290,13 @@ def test_a_save_that_fails_keeps_the_old_checkpoint_and_no_gap_in_the_records(
         patch.setattr(os, "fsync", full)
         status, _, err = resume("--n_iter", 4)
         assert (status, len(err)) == (2, 1)
-        assert "toy-caser-dim=6.jsonl: No space left" in err[0]
+        assert "toy-caser-dim=6.pth.tar: No space left" in err[0]
         assert tree(tmp_path) == before
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", killed)  # when the records are there already
+        patch.setattr("support.checkpoint.write_records", killed)  # when the checkpoint is there
         assert resume("--n_iter", 4)[0] == 130
-        assert path.read_bytes() == before[path]
-    assert resume("--n_iter", 3)[0] == 0
+        assert records_path(path).read_bytes() == before[records_path(path)]
+    assert "nothing to do" in resume("--n_iter", 3)[1]
     assert [row["epoch"] for row in records(records_path(path))[1:]] == [1, 2, 3]
 
 

@@ -318,7 +318,7 @@ def test_tabs_are_found_whatever_the_file_is_called(tmp_path, prepared):
 
 @pytest.mark.parametrize("keep", ["all", "first", "last"])
 def test_which_of_a_pairs_rows_stay(tmp_path, prepared, keep):
-    rows = [(f"u{user}", f"i{place % 9}", place) for user in range(8) for place in range(27)]
+    rows = [(f"u{u}", f"i{u % 2}{n % 9}", n) for u in range(16) for n in range(27)]
     lines = "".join(f"{user},{item},{time}\n" for user, item, time in rows)
     (tmp_path / "log.csv").write_text("u,i,t\n" + lines)
     flags = ["--user", "u", "--item", "i", "--time", "t", *(["--keep", keep] * (keep != "all"))]
@@ -326,7 +326,7 @@ def test_which_of_a_pairs_rows_stay(tmp_path, prepared, keep):
     folder = tmp_path / "out" / "log" / "test"
     text = (folder / "train.txt").read_text() + (folder / "test.txt").read_text()
     found = [line.split()[1] for line in text.splitlines() if line.startswith("u3 ")]
-    assert found == [f"i{n}" for n in range(9)] * (3 if keep == "all" else 1)
+    assert found == [f"i1{n}" for n in range(9)] * (3 if keep == "all" else 1)
     notes = DataSet.load("log", folder / "train.txt", folder / "test.txt", 2, 1).notes
     assert any("--keep first or last" in note for note in notes) == (keep == "all")
 

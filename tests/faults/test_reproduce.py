@@ -275,15 +275,50 @@ def test_a_student_of_another_teacher_is_not_reported(reproduce):
     assert "kept as caser-rd-test-seed=1234.old1" in out
 
 
-def test_a_run_that_was_continued_by_hand_is_no_result(reproduce, command):
-    """Its records and its checkpoint are of more epochs than the report says."""
+def test_a_run_of_more_epochs_than_are_wanted_is_no_result(reproduce, command):
+    """One that was continued by hand, say."""
     reproduce.done("caser-s")
     path = STUDENT / "toy-caser-dim=4.pth.tar"
     assert command(train_caser.main, "--checkpoint", path, "--n_iter", 9)[0] == 0
-    for flags in (["--report"], []):
-        line = refusal(*reproduce(*flags, "--row", "caser-s"))
-        assert "toy-caser-dim=4.jsonl: damaged, or not what the run of" in line
-        assert f"delete {STUDENT} to run it again" in line
+    assert "not run" in reproduce("--report", "--row", "caser-s")[1]
+    _, out, _, ran = reproduce("--row", "caser-s")
+    assert len(ran) == 1
+    assert "kept as caser-s-test-seed=1234.old1" in out
+
+
+def test_a_run_of_fewer_epochs_goes_on_where_it_can(reproduce, monkeypatch):
+    """It was asked to resume without being told for how long, and said so for good."""
+    reproduce.done("caser-s")
+    monkeypatch.setitem(rows.SETTINGS["toy"], "student", (4, 6))
+    status, out, err, ran = reproduce("--row", "caser-s")
+    assert (status, err) == (0, [])
+    assert len(ran) >= 1
+    assert "not run" not in out
+    status, out, _, ran = reproduce("--row", "caser-s", "--eval_every", 3)
+    assert (status, "--eval_every" in ran[0]) == (0, True)  # a search that looked elsewhere
+
+
+@pytest.mark.parametrize("lost", ["pth.tar", "jsonl"])
+def test_half_of_what_a_run_leaves_is_no_dead_end(reproduce, lost):
+    reproduce.done("caser-s")
+    interrupt(STUDENT)
+    (STUDENT / f"toy-caser-dim=4.{lost}").unlink()
+    status, out, err, ran = reproduce("--row", "caser-s")
+    assert (status, err, len(ran)) == (0, [], 1)
+    assert "not run" not in out
+
+
+def test_the_same_rows_in_another_order_are_the_same_result(reproduce):
+    """Users and items were matched by their numbers: other average precisions, tested as these."""
+    reproduce.done("caser-rd")
+    reproduce("--row", "caser-s")
+    before = reproduce("--report", "--table", "2")[1]
+    assert "Wilcoxon" in before
+    for split in ("validation", "test"):
+        path = Path(f"datasets/toy/{split}/train.txt")
+        lines = sorted(path.read_text().splitlines(keepends=True), key=lambda x: -int(x.split()[0]))
+        path.write_text("".join(lines))
+    assert reproduce("--report", "--table", "2")[1] == before
 
 
 RECORDS, CHECKPOINT = TEACHER / "toy-caser-dim=6.jsonl", TEACHER / "toy-caser-dim=6.pth.tar"
@@ -384,7 +419,7 @@ def test_figures_are_drawn_with_their_data(reproduce, monkeypatch):
     assert {line.split(",")[0] for line in lines} == {"Caser-T", "Caser-S", "Caser-RD"}
     assert (STUDY / "figures/epochs.png").read_bytes().startswith(b"\x89PNG")
     line = refusal(*reproduce("--figure", "all", "--report"))
-    assert "--figure balance: none of its runs is finished; --figure K: none" in line
+    assert "--figure K: none of its runs is finished" in line
     assert (STUDY / "figures/d.png").exists()
     draw, titles = figures.draw, []
     monkeypatch.setattr(figures, "draw", lambda *args: titles.append(args[-1]) or draw(*args))
