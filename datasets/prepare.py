@@ -2,24 +2,19 @@
 
 python datasets/prepare.py ml-100k
 python datasets/prepare.py ml-1m --source ml-1m.zip
-python datasets/prepare.py gowalla [--source loc-gowalla_totalCheckins.txt.gz]
+python datasets/prepare.py gowalla [--teacher] [--source FOLDER, FILE or snap]
 python datasets/prepare.py gowalla-tail --source FOLDER   (the authors' datasets/gowalla)
 python datasets/prepare.py csv --source ratings.csv --user userId --item movieId --time timestamp
 """
 
-import bz2
-import gzip
 import hashlib
-import http.client
 import io
-import lzma
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.data_set import read_interactions
 from support.rows import Layout, read_rows
+from support.sources import blob_id, download, guessed_delimiter, open_source
 from support.splits import (
+    appearing_folder,
     count,
     in_time,
     k_core,
@@ -37,7 +34,7 @@ from support.splits import (
     unique_pairs,
     write_splits,
 )
-from utils import Parser, UserError, atomic_write, in_range, path_flag, run_command
+from utils import Parser, UserError, in_range, path_flag, run_command
 
 DESCRIPTION = "Prepare a data set: datasets/NAME/{validation,test}/{train,test}.txt."
 # The wheel that carries MovieLens-100K's ratings as a file; nothing of it is installed.
@@ -45,6 +42,20 @@ WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 WHEEL_FILE = "recbole/dataset_example/ml-100k/ml-100k.inter"
 SNAP = "https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz"
+# The authors' ready Gowalla, commit 4fb5237, a second copy of it, and their ready teacher.
+GOWALLA = (
+    "https://github.com/graytowne/rank_distill/raw/4fb5237/datasets/gowalla",
+    "https://raw.githubusercontent.com/zzxslp/CosRec/HEAD/data/gowalla",
+)
+GOWALLA_BLOBS = {  # git blob ids
+    "validation/train.txt": "c762a1270dd64ba18c8612b22419fd124ebce63e",
+    "validation/test.txt": "24db5da696cbaa99ef8c38f0d97ee8b0d9bc0e36",
+    "test/train.txt": "0be3446a61c0841109aec2c9ab70db0797737e0f",
+    "test/test.txt": "325262b29d182ea4062b641866a77fe77e129987",
+}
+TEACHER = "https://github.com/graytowne/rank_distill/raw/4fb5237/checkpoints"
+TEACHER_NAME = "gowalla-caser-dim=100.pth.tar"
+TEACHER_BLOB = "ac8a1999e1a99484de6065ab9d45e3d918c88b2b"
 PAPERS_GOWALLA = (13_149, 14_009, 535_650)  # users, items, unique pairs
 # What the right originals give: users, items, rows.
 COUNTS = {
@@ -111,8 +122,35 @@ def prepare_ml_1m(folder, args):
 
 
 def prepare_gowalla(folder, args):
+    """Gowalla: the authors' ready files, downloaded or at hand, or SNAP's check-ins."""
+    if args.source and (args.source == "snap" or not os.path.isdir(args.source)):
+        return prepare_check_ins(folder, args)
+    with appearing_folder(folder) as temporary:
+        for name, blob in GOWALLA_BLOBS.items():
+            path = temporary / name
+            path.parent.mkdir(exist_ok=True)
+            if not args.source:
+                download([f"{base}/{name}" for base in GOWALLA], path, blob)
+                continue
+            source = Path(args.source, name)
+            shutil.copyfile(source, path)
+            if blob_id(path) != blob:
+                told = f"{source}: not the authors' file (its git blob id is not {blob})"
+                if not args.unverified:
+                    raise UserError(f"{told}; --unverified takes it all the same")
+                print(f"note: {told}")
+        counts = counts_of(temporary)
+    print("prepared {}: {} users, {} items, {} rows".format(folder, *counts))
+    compare_with_paper(counts)
+
+
+def prepare_check_ins(folder, args):
     """Gowalla from SNAP's check-ins: unique pairs, 15-core, time order."""
-    source = args.source or download(SNAP, folder.parent / ".downloads")
+    source = args.source
+    if source == "snap":
+        source = folder.parent / ".downloads" / SNAP.rsplit("/", 1)[1]
+        if not source.exists():
+            download([SNAP], source)
     with open_source(source) as file:
         rows, _ = read_rows(file, source, Layout((0, 4, None, 1), "\t"))
     # The file runs from new to old: turned round, ties in time keep the order of events.
@@ -120,6 +158,25 @@ def prepare_gowalla(folder, args):
     rows = require_rows(k_core(unique_pairs(rows, args.keep or "last"), 15), source)
     write_splits(folder, in_time(rows))
     compare_with_paper(count(rows))
+
+
+def is_authors(folder):
+    """Whether a folder holds the authors' four files."""
+    return all(
+        (folder / name).is_file() and blob_id(folder / name) == blob
+        for name, blob in GOWALLA_BLOBS.items()
+    )
+
+
+def fetch_teacher(folder):
+    """Download the authors' ready teacher into ``folder``, unless it is there."""
+    path = folder / TEACHER_NAME
+    if path.exists():
+        if blob_id(path) != TEACHER_BLOB:
+            raise UserError(f"{path}: exists, and is not the authors' teacher; move it away")
+        return
+    download([f"{TEACHER}/{TEACHER_NAME}"], path, TEACHER_BLOB)
+    print(f"saved the authors' teacher in {path}")
 
 
 def check_counts(name, rows, source):
@@ -176,66 +233,10 @@ def prepare_csv(folder, args):
     write_splits(folder, in_time(rows), lambda lengths: split_points(lengths, shares), advice)
 
 
-PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-
-
-def open_source(path, members=()):
-    """Open a file for reading bytes: as it is, or what is packed in it, which its first bytes tell.
-    Of a zip the one of ``members`` that it holds, or its only file."""
-    with open(path, "rb") as file:
-        start = file.read(6)
-    for mark, opened in PACKED.items():
-        if start.startswith(mark):
-            return opened(path)
-    if not (start.startswith(b"PK\3\4") or str(path).lower().endswith(".zip")):
-        return open(path, "rb")
-    try:
-        archive = zipfile.ZipFile(path)
-        files = [name for name in archive.namelist() if not name.endswith("/")]
-        meant = [name for name in members if name in files] or files
-        if len(meant) != 1:
-            raise UserError(
-                f"{path}: holds {', '.join(meant)[:300]}; unpack it and name one of them"
-            )
-        return archive.open(meant[0])
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def guessed_delimiter(path):
-    """What divides the columns of a file, by its first line: a tab where no comma is, else a
-    comma."""
-    with open_source(path) as file:
-        try:
-            line = next((line for line in file if line.strip()), b"")
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            raise UserError(f"{path}: damaged ({error})") from None
-    return "\t" if b"\t" in line and b"," not in line else ","
-
-
 def needed(args, what):
     if not args.source:
         raise UserError(f"{args.name} needs --source: {what}")
     return args.source
-
-
-def download(address, folder):
-    """The path of a downloaded file, kept in ``folder``; UserError where it can't be had."""
-    path = folder / address.rsplit("/", 1)[1]
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {address}", flush=True)
-        try:
-            with urllib.request.urlopen(address, timeout=60) as source, atomic_write(path) as file:
-                shutil.copyfileobj(source, file)
-                size = source.headers.get("Content-Length", file.tell())
-                if file.tell() != int(size):
-                    raise OSError(f"{file.tell()} of {size} bytes came")
-        except (http.client.HTTPException, OSError) as error:
-            raise UserError(
-                f"{address}: could not be downloaded ({error}); get it yourself and pass --source"
-            ) from None
-    return path
 
 
 DATASETS = {
@@ -255,8 +256,13 @@ def get_args_parser():
         parser, "--output_dir", "where the data set's folder goes", str(Path(__file__).parent)
     )
     parser.add_argument("--keep", choices=["all", "first", "last"],
-                        help="csv, gowalla: which of a pair's rows stay (default: csv all, gowalla "
-                        "last, as in the authors' files)")  # fmt: skip
+                        help="csv, SNAP's check-ins: which of a pair's rows stay (default: csv "
+                        "all; of check-ins last, as in the authors' files)")  # fmt: skip
+    for name, does in (
+        ("--teacher", "fetch the authors' ready teacher into checkpoints/ too"),
+        ("--unverified", "take files of --source FOLDER that are not the authors'"),
+    ):
+        parser.add_argument(name, action="store_true", help=f"gowalla: {does}")
     group = parser.add_argument_group("csv")
     path_flag(group, "--as_name", "the data set's name (default: the source's)", metavar="NAME")
     for name in ("user", "item", "time", "rating"):
@@ -286,36 +292,38 @@ def main(argv=None):
     parser = get_args_parser()
     args = parser.parse_args(argv)
     name = args.name
-    foreign = set() if name == "csv" else {*CSV_FLAGS, *(["keep"] if name != "gowalla" else [])}
+    foreign = set() if name == "csv" else {*CSV_FLAGS}
+    foreign |= {"csv": {"teacher", "unverified"}, "gowalla": set()}.get(
+        name, {"keep", "teacher", "unverified"}
+    )
     for flag in sorted(foreign):
         if getattr(args, flag) != parser.get_default(flag):
             raise UserError(f"--{flag}: means nothing for {name}; leave it out")
-    if name == "gowalla" and args.keep == "all":
-        raise UserError("--keep all: gowalla has each pair once; give first or last")
+    of_check_ins = args.source and not os.path.isdir(args.source) and args.keep != "all"
+    if name == "gowalla" and args.keep and not of_check_ins:
+        raise UserError(f"--keep {args.keep}: first or last, of SNAP's check-ins (--source)")
     if name == "csv":
         name = args.as_name or Path(args.source or "csv").name.split(".")[0]
         if name != Path(name).name or name in {"", ".", ".."} or name.startswith("-"):
             raise UserError(f"--as_name {name!r}: give a folder's name, not beginning with -")
     folder = Path(args.output_dir, name)
-    if folder.exists():
-        counts = authors_counts(folder) if name == "gowalla" else None
-        if counts == PAPERS_GOWALLA:
-            print(f"{folder}: the authors' own split is here and is used as it is")
-            compare_with_paper(counts)
-            return 0
+    if name == "gowalla" and folder.is_dir() and is_authors(folder):
+        print(f"{folder}: the authors' own files are here and are used as they are")
+        compare_with_paper(counts_of(folder))
+    elif folder.exists():
         otherwise = ", or name this one by --as_name" if args.name == "csv" else ""
         raise UserError(f"{folder}: exists already; delete it to prepare it again{otherwise}")
-    DATASETS[args.name](folder, args)
+    else:
+        DATASETS[args.name](folder, args)
+    if args.teacher:
+        fetch_teacher(folder.parent.parent / "checkpoints")
     return 0
 
 
-def authors_counts(folder):
-    """(users, items, rows) of a ready split in ``folder``, or None where there is none."""
-    files = [folder / "test" / f"{part}.txt" for part in ("train", "test")]
-    if not all(file.is_file() for file in files):
-        return None
-    train, _ = read_interactions(files[0])
-    test, _ = read_interactions(files[1], train.user_map, train.item_map)
+def counts_of(folder):
+    """(users, items, rows) of a ready split in ``folder``."""
+    train, _ = read_interactions(folder / "test" / "train.txt")
+    test, _ = read_interactions(folder / "test" / "test.txt", train.user_map, train.item_map)
     rows = len(train) + len(test) + test.num_unknown_user_rows
     items = train.num_items - 1 + len(test.unknown_items)
     return train.num_users + len(test.unknown_users), items, rows

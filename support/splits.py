@@ -94,29 +94,34 @@ def write_splits(folder, rows, cut=split_points, advice="is the source whole?"):
                 f"{folder}/{name}: would begin with {' '.join(fields)!r} (row {row.name + 1} of the"
                 " source), which a reader takes for a csv; let ids not end in such marks"
             )
+    with appearing_folder(folder) as temporary, contextlib.ExitStack() as stack:
+        files = {}
+        for name in parts:
+            (temporary / name).parent.mkdir(exist_ok=True)
+            files[name] = stack.enter_context(atomic_write(temporary / name, "w"))
+        for first, lines in _lines(rows):
+            for name, part in parts.items():
+                files[name].write("".join(lines[part[first : first + WRITTEN]]))
+    print("prepared {}: {} users, {} items, {} rows".format(folder, *count(rows)))
+
+
+@contextlib.contextmanager
+def appearing_folder(folder):
+    """Give a folder to write to, which becomes ``folder`` when the block ends, or nothing does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(folder)
     temporary.mkdir()
     try:
-        with contextlib.ExitStack() as stack:
-            files = {}
-            for name in parts:
-                (temporary / name).parent.mkdir(exist_ok=True)
-                files[name] = stack.enter_context(atomic_write(temporary / name, "w"))
-            for first, lines in _lines(rows):
-                for name, part in parts.items():
-                    files[name].write("".join(lines[part[first : first + WRITTEN]]))
+        yield temporary
         try:
             os.rename(temporary, folder)
         except OSError:
             if not folder.is_dir():
                 raise
             print(f"{folder}: meanwhile another run has prepared it")
-            return
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # nothing is there once it is renamed
     sync_folder(folder.parent)
-    print("prepared {}: {} users, {} items, {} rows".format(folder, *count(rows)))
 
 
 def _lines(rows):

@@ -161,15 +161,6 @@ def test_gowalla_from_check_ins(tmp_path, prepared, keep):
     assert_same_parts(parts(tmp_path / "out/gowalla"), slow_parts(core, ("0.7", "0.8")))
 
 
-def test_the_authors_gowalla_is_used_as_it_is(tmp_path, prepared, monkeypatch):
-    folder = tmp_path / "out/gowalla/test"
-    folder.mkdir(parents=True)
-    (folder / "train.txt").write_text("a x 1\nb y 1\n")
-    (folder / "test.txt").write_text("a z 1\n")
-    monkeypatch.setattr(prepare, "PAPERS_GOWALLA", (2, 3, 3))
-    assert "used as it is" in prepared("gowalla")
-
-
 def test_gowalla_tail_by_hand(tmp_path, prepared):
     rows = {"a": [f"i{n}" for n in range(15)], "b": [f"i{n}" for n in range(7)], "c": "stuvwxyz"}
     for part, cut in (("validation", slice(0, 5)), ("test", slice(5, None))):
