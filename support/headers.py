@@ -16,7 +16,7 @@ USER = re.compile(r"(?i)[\"']?(?:users?(?:[_-]?id)?|uid)(?::\w+)?[\"']?")
 ITEM = re.compile(r"(?i)[\"']?(?:items?(?:[_-]?id)?|iid)(?::\w+)?[\"']?")
 
 
-def told_by_structure(fields, rest):
+def header_or_fault(fields, rest):
     """Whether a row names the columns, as words over numbers do; and why it can't be, or None.
 
     fields: list of str, the row. rest: list of such lists, the rows below.
@@ -50,7 +50,7 @@ def _is_csv(fields, rest):
     return False
 
 
-def within(users, items):
+def has_header_row(users, items):
     """Whether some row of two columns, each (codes (n,), the texts that they stand for), names the
     columns."""
     named = [

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from support.headers import HEADER, is_number, told_by_structure, within
+from support.headers import HEADER, has_header_row, header_or_fault, is_number
 from support.times import Times
 from utils import UserError
 
@@ -198,7 +198,7 @@ class _Reader:
             self.places = [self._place(column, names) for column in self.places]
         elif self.plain:
             self.places = self.places if self.width > 2 else [0, 1, None, None]
-            header, fault = told_by_structure(fields, rest)
+            header, fault = header_or_fault(fields, rest)
             if fault:
                 self.refuse(self.first, f"{self._shown(fields)}{fault}")
             if header:
@@ -252,7 +252,7 @@ class _Reader:
             for place in self.places
         )
         user, item = (self._coded_ids(texts) for texts in (user, item))
-        if self.plain and self.width == 2 and within(user, item):
+        if self.plain and self.width == 2 and has_header_row(user, item):
             raise _Fault(HEADER)
         rating = (np.zeros(count, int), ["1"]) if rating is None else pd.factorize(rating)
         if not self.plain:

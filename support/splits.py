@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from support.headers import told_by_structure
+from support.headers import header_or_fault
 from utils import UserError, atomic_write, sync_folder, temporary_beside
 
 WRITTEN = 1 << 16  # rows whose lines are made together
@@ -88,7 +88,7 @@ def write_splits(folder, rows, cut=split_points, advice="is the source whole?"):
             raise UserError(f"{folder}/{name}: no user has rows enough for it; {advice}")
         row = rows.iloc[np.flatnonzero(part)[0]]
         fields = [str(row[column]) for column in ("user", "item", "rating")]
-        _, fault = told_by_structure(fields, [])
+        _, fault = header_or_fault(fields, [])
         if fault:
             raise UserError(
                 f"{folder}/{name}: would begin with {' '.join(fields)!r} (row {row.name + 1} of the"
