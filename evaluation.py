@@ -43,7 +43,7 @@ def evaluate_ranking(net, train, test, ks=KS):
     num_targets = np.diff(wanted.indptr)
     known = wanted[:, : train.num_items]
     num_known = np.diff(known.indptr)
-    # Users with equally many targets share a block, so that the targets' table is dense.
+    # Sorted by how many targets they have, users of a block make a table of targets without holes.
     users = np.argsort(num_known, kind="stable")
     users = users[np.searchsorted(num_known[users], 1) :]
     sequences = train.test_sequences.sequences

@@ -146,7 +146,8 @@ def count_below(scores, target, num_targets, limit):
     by_item, target = scores.T, target.T.contiguous()  # (N, b), (J, b)
     counts = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
     first = 0
-    while first < len(target):  # a few targets at once, of those users who have them
+    while first < len(target):  # targets first..last at once, of those users who have them:
+        # as many as the first of these users has, at least twice as many as are done
         user = int(num_targets.searchsorted(first, side="right"))
         last = max(int(num_targets[user]), 2 * first)
         last = min(len(target), last, first + max(1, limit // (len(scores) - user)))

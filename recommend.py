@@ -120,7 +120,7 @@ def ranked_users(model, train, users, top, include_seen):
     windows, seen, ids = train.test_sequences.sequences, train.tocsr(), list(model.user_map)
     for place in scoring_blocks(len(users), train.num_items):
         block = users[place]
-        out = csr_indices(seen[block[:0]] if include_seen else seen[block])
+        out = csr_indices(seen[block[:0] if include_seen else block])  # nothing, or what they had
         best = best_items(model.net, windows[block], block, out, top)
         yield [ids[user] for user in block], *best
 

@@ -40,7 +40,8 @@ class Study:
         self.folder = Path(args.results_dir, args.dataset)
         self.has_data = not look or Path("datasets", args.dataset).is_dir()
         self._data = {}
-        for former in self.folder.glob("*/begun.json"):
+        former = next(self.folder.glob("*/begun.json"), None)
+        if former:
             raise UserError(
                 f"{former.parent}: of an older version, whose results can't be told from others;"
                 f" {self.folder} is left alone: move it away, or name another --results_dir"

@@ -100,10 +100,11 @@ def tensorboard_folder(text):
     return text
 
 
-# A resumed run takes these flags from its own command line alone ...
+# With --checkpoint, a flag's value is that of the run that is resumed, but for these: of the command
+# line alone ...
 OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "tensorboard", "device", "use_cuda",
              "allow_other_data"}  # fmt: skip
-# ... these from there if it gives them, else from the checkpoint, and all others from the latter.
+# ... and of the command line where it gives them. None of all these changes weights.
 DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
 FREE_FLAGS = {"n_iter", "eval_every", "save_every", "teacher_model_path", "teacher_model_dim",
               "teacher_topk_path"} | DATA_FLAGS  # fmt: skip

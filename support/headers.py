@@ -38,7 +38,11 @@ def header_or_fault(fields, rest):
 
 
 def _is_csv(fields, rest):
-    """Whether other marks than white space seem to divide the columns."""
+    """Whether other marks than white space seem to divide the columns.
+
+    Where the third field is a number, as data has it, ids may well hold a comma; a csv with blanks
+    has one behind each of them. Else every line of a csv has the mark, and ids do not.
+    """
     for mark in (",", ";", "|", "::"):
         if len(fields) in (3, 4) and is_number(fields[2]):  # as data should be
             divided = all(field.endswith(mark) for field in fields[:2])

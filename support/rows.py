@@ -27,6 +27,7 @@ EXPECTED = "expected `user item [rating [time]]`, separated by spaces or tabs"
 
 MARK = b"\xef\xbb\xbf"  # the byte order mark that begins some UTF-8 files
 BLANKS = bytes.maketrans(b"\t\v\f", b"   ")
+# Such as `1<tab>Toy Story<tab>5`.
 SPACE_INSIDE_TABS = re.compile(rb"(?m)^(?=[^\n]*\S[ ]*\t)[^\n]*[^\s][ ]+[^\s][^\n]*")
 
 
