@@ -100,8 +100,8 @@ def tensorboard_folder(text):
     return text
 
 
-# With --checkpoint, a flag's value is that of the run that is resumed, but for these: of the command
-# line alone ...
+# With --checkpoint, a flag's value is that of the resumed run, but for these, of the command line
+# alone ...
 OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "tensorboard", "device", "use_cuda",
              "allow_other_data"}  # fmt: skip
 # ... and of the command line where it gives them. None of all these changes weights.
