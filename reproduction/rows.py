@@ -19,7 +19,9 @@ class Row:
     size: str  # "teacher" or "student": which d it has
     distilled: bool = False
     flags: tuple = ()
+    teacher: str = "caser-t"  # the row that teaches it
     teacher_flags: tuple = ()  # what its teacher has besides
+    most_epochs: int | None = None  # where it may have more than its data set's
     paper: tuple = ()  # METRICS on the paper's Gowalla, None where it gives none
 
     @property
@@ -55,12 +57,26 @@ ROWS = {
             ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")),
     )
 }  # fmt: skip
+# What is left of a gain when training has ended: the most epochs lie far beyond the best number.
+CONVERGED = {
+    f"{name}-converged": replace(
+        ROWS[name],
+        name=f"{name}-converged",
+        title=f"{ROWS[name].title}, to convergence",
+        teacher="caser-t-converged",
+        most_epochs=200,
+        paper=(),
+    )
+    for name in ("caser-t", "caser-s", "caser-rd", "rd-paper")
+}
+ROWS |= CONVERGED
 TABLES = {
     "1": (),
     "2": ("caser-t", "caser-s", "caser-rd"),
     "3": ("caser-t", "caser-rd"),
     "4": ("uniform", "position", "discrepancy", "caser-rd", "rd-normalized"),
     "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper"),
+    "convergence": tuple(CONVERGED),
 }
 # d of teacher and student, the most epochs of each, and the flags that all rows share.
 DEFAULTS = {"teacher": (100, 50), "student": (50, 50), "flags": ()}
@@ -73,7 +89,7 @@ SETTINGS = {
 
 def teacher_of(row):
     """The row whose runs teach ``row``."""
-    return with_flags(ROWS["caser-t"], *row.teacher_flags)
+    return with_flags(ROWS[row.teacher], *row.teacher_flags)
 
 
 def with_flags(row, *flags):

@@ -138,7 +138,7 @@ class Run:
         )
 
     def most_epochs(self):
-        return self.study.settings[self.row.size][1]
+        return self.row.most_epochs or self.study.settings[self.row.size][1]
 
     def epochs(self):
         """How many epochs it trains, or None while the search is not finished."""
