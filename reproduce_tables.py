@@ -1,21 +1,26 @@
 """The paper's tables and figures, each by one command.
 
     python reproduce_tables.py                          Table 2 on ml-100k, one seed
-    python reproduce_tables.py --table 4 --seeds 3 --dataset gowalla-tail
+    python reproduce_tables.py --table 4 --seeds 3 --dataset gowalla-tail --jobs 2
     python reproduce_tables.py --figure d
     python reproduce_tables.py --report                 Markdown from the runs that are finished
     python reproduce_tables.py --plot checkpoints/*.jsonl
 
-What the tables hold is in reproduction/rows.py, the runs behind them in reproduction/runs.py.
+What the tables hold is in reproduction/rows.py, the runs behind them in reproduction/runs.py, the
+published numbers in reproduction/*.csv.
 """
 
 import shlex
 from pathlib import Path
 
+from reproduction.documents import write_documents
+from reproduction.execution import execute_all, in_order
 from reproduction.figures import FIGURES, draw, draw_figure, figure_rows, points_of_runs
-from reproduction.report import RIVALS, report, results
-from reproduction.rows import ROWS, TABLES
-from reproduction.runs import Study, execute_all
+from reproduction.published import Numbers, numbers_of, publish
+from reproduction.report import report, rivals_of
+from reproduction.rows import COMPARISONS, ROWS, TABLES
+from reproduction.runs import Study
+from reproduction.timing import measure
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
 
 DESCRIPTION = "The paper's tables and figures, each by one command."
@@ -31,8 +36,12 @@ def get_args_parser():
     parser.add_argument("--figure", choices=[*FIGURES, "all"], help="run and draw a figure")
     numeric_flag(parser, "--seeds", 1, int, "[1, 100]", "how many seeds: 1234, then 1, 2, ...")
     numeric_flag(parser, "--eval_every", 5, int, "[1, 1e9]", "epochs between the search's looks")
+    numeric_flag(parser, "--jobs", 1, int, "[1, 1000]",
+                 "runs at once, each with its share of the threads or its GPU")  # fmt: skip
     parser.add_argument("--again", action="store_true",
                         help="do anew what another commit has done")  # fmt: skip
+    parser.add_argument("--missing", action="store_true",
+                        help="run only what the published numbers lack")  # fmt: skip
     instead = parser.add_mutually_exclusive_group()  # of running
     instead.add_argument(
         "--plot",
@@ -43,11 +52,12 @@ def get_args_parser():
     )
     instead.add_argument("--list", action="store_true", help="list tables, rows and figures")
     instead.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
-    instead.add_argument(
-        "--report",
-        action="store_true",
-        help="print the finished results, train nothing (Table 3 is timed anew)",
-    )
+    instead.add_argument("--report", action="store_true",
+                         help="print the finished results, run nothing")  # fmt: skip
+    instead.add_argument("--publish", action="store_true",
+                         help="add the data set's finished runs to reproduction/*.csv")  # fmt: skip
+    instead.add_argument("--documents", action="store_true",
+                         help="print RESULTS.md, README's numbers, docs/ from them")  # fmt: skip
     path_flag(parser, "--results_dir", "where runs and figures go", "results", "DIR")
     return parser
 
@@ -59,53 +69,84 @@ def names_meant(name, known):
     return [name] if name else []
 
 
+def print_list():
+    """What --list prints."""
+    for number, names in TABLES.items():
+        print(f"--table {number}: {', '.join(names) or 'statistics of the data set'}")
+    for row in ROWS.values():
+        print(f"--row {row.name}: {row.title}, by {shlex.join([row.script, *row.flags])}")
+    for name, (flag, values, _, label) in FIGURES.items():
+        points = f", by --{flag} {', '.join(map(str, values))}" if flag else ""
+        print(f"--figure {name}: MAP against {label}{points}")
+
+
+def print_tables(study, tables, rows):
+    """Print the tables, and the single rows, from the runs that are finished."""
+    published = Numbers.read()
+    pairs = [pair for number in tables for pair in COMPARISONS.get(number, ())] + rivals_of(rows)
+    names = [name for number in tables for name in TABLES[number]] + rows
+    names = dict.fromkeys(names + [name for pair in pairs for name in pair])
+    numbers = numbers_of(study, [ROWS[name] for name in names], pairs)
+    for number in tables:
+        print("\n".join(report(numbers, published, study.dataset, number)))
+    for name in rows:
+        print("\n".join(report(numbers, published, study.dataset, None, [name])))
+
+
+def draw_figures(study, figures):
+    """Draw the figures from the runs that are finished; UserError names those without one."""
+    undrawn = []
+    for name in figures:
+        numbers = numbers_of(study, figure_rows(study.dataset, name), [])
+        try:
+            draw_figure(numbers, study.dataset, name, study.folder / "figures" / name)
+        except UserError as error:  # what the others show is not to be lost with it
+            undrawn.append(str(error))
+    if undrawn:
+        raise UserError("; ".join(undrawn))
+
+
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.list:
-        for number, names in TABLES.items():
-            print(f"--table {number}: {', '.join(names) or 'statistics of the data set'}")
-        for row in ROWS.values():
-            print(f"--row {row.name}: {row.title}, by {shlex.join([row.script, *row.flags])}")
-        for name, (flag, values, _, label) in FIGURES.items():
-            points = f", by --{flag} {', '.join(map(str, values))}" if flag else ""
-            print(f"--figure {name}: MAP against {label}{points}")
+        print_list()
         return 0
     if args.plot:
         path = Path(args.results_dir, "plot")
         draw(points_of_runs(args.plot), path, "epoch", ["loss", "MAP"], "Training runs")
         return 0
-    study = Study(args, look=args.report or args.dry_run)
+    if args.documents:
+        write_documents()
+        return 0
+    study = Study(args, look=args.report or args.dry_run or args.publish)
+    if not study.has_data and not args.dry_run:
+        raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
+    all_rows = [*ROWS.values()]
+    all_rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
+    if args.publish:
+        publish(study, {row.name: row for row in all_rows}.values())
+        return 0
     everything = args.report and not (args.table or args.row or args.figure)
     tables = names_meant("all" if everything else args.table, TABLES)
     figures = names_meant(args.figure, FIGURES)
     rows = [args.row] if args.row else []
     if not (tables or figures or rows):
         tables = ["2"]
-    runs = [run for name in rows for run in study.runs(ROWS[name])]
-    runs += [run for number in tables for name in TABLES[number] for run in study.runs(ROWS[name])]
-    runs += [run for name in figures for row in figure_rows(study, name) for run in study.runs(row)]
+    wanted = [ROWS[name] for number in tables for name in TABLES[number]]
+    wanted = [ROWS[name] for name in rows] + wanted
+    wanted += [row for name in figures for row in figure_rows(args.dataset, name)]
+    runs = [run for row in wanted for run in study.runs(row)]
     if args.dry_run:
-        for run in dict.fromkeys(runs):
+        for run in in_order(runs):
             state = "  # finished" if run.finished() else ""
             print(f"python {shlex.join(run.command())}{state}")
         return 0
-    if args.report and not study.has_data:
-        raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
     if not args.report:
-        execute_all(runs)
-    for number in tables:
-        print("\n".join(report(study, number)))
-    for name in rows:
-        lines = results(study, [name], RIVALS)
-        print("\n".join([f"### {ROWS[name].title}, {study.dataset}", "", *lines, ""]))
-    undrawn = []
-    for name in figures:
-        try:
-            draw_figure(study, name)
-        except UserError as error:  # what the others show is not to be lost with it
-            undrawn.append(str(error))
-    if undrawn:
-        raise UserError("; ".join(undrawn))
+        execute_all(runs, args.jobs)
+        if "3" in tables:
+            study.keep_times(measure(study, TABLES["3"]))
+    print_tables(study, tables, rows)
+    draw_figures(study, figures)
     return 0
 
 

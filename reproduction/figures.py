@@ -1,16 +1,25 @@
 """The paper's figures: lines against one quantity, as a PNG and as the CSV behind it."""
 
 import csv
+import io
 import json
-import statistics
 from dataclasses import replace
 
-from reproduction.rows import ROWS, with_flags
+from reproduction.report import by_seed, mean_and_deviation
+from reproduction.rows import DEFAULTS, ROWS, SETTINGS, with_flags
 from reproduction.runs import parsed
 from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
 DENSE = 30  # points of a line, above which markers would hide it
+
+
+def points_csv(points, label, quantities):
+    """The text of the csv file behind a figure; the arguments are those of ``draw``."""
+    file = io.StringIO()
+    rows = ([line, x, *(y.get(name, "") for name in quantities)] for line, x, y in points)
+    csv.writer(file, lineterminator="\n").writerows([["line", label, *quantities], *rows])
+    return printable(file.getvalue())
 
 
 def draw(points, path, label, quantities, title):
@@ -19,17 +28,12 @@ def draw(points, path, label, quantities, title):
     points: list of (line, x, {quantity: y}); a quantity may be missing. label: what x is. Raises
     UserError where matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
+    figure = new_figure(figsize=(6 * len(quantities), 4))
     points, title = [(printable(line), x, y) for line, x, y in points], printable(title)
     for suffix in (".csv", ".png"):
         require_writable(path.with_suffix(suffix))
     with atomic_write(path.with_suffix(".csv"), "w") as file:
-        rows = ([line, x, *(y.get(name, "") for name in quantities)] for line, x, y in points)
-        csv.writer(file, lineterminator="\n").writerows([["line", label, *quantities], *rows])
-    figure = Figure(figsize=(6 * len(quantities), 4), layout="constrained")
+        file.write(points_csv(points, label, quantities))
     figure.suptitle(literal(title))
     drawn = {}
     for axes, name in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities,
@@ -44,6 +48,20 @@ def draw(points, path, label, quantities, title):
         if all(isinstance(x, int) for _, x, _ in points):
             axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(drawn.values(), map(literal, drawn), loc="outside lower center", ncols=3)
+    save(figure, path)
+
+
+def new_figure(**options):
+    """An empty matplotlib Figure; UserError where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib: pip install -r requirements-dev.txt") from None
+    return Figure(layout="constrained", **options)
+
+
+def save(figure, path):
+    """Write a figure as path.png."""
     with atomic_write(path.with_suffix(".png")) as file:
         figure.savefig(file, dpi=150, format="png")
     print(f"drew {path.with_suffix('.png')}")
@@ -88,12 +106,13 @@ def points_of_runs(paths):
     return points
 
 
-def varied(study, row, flag, value):
+def varied(data_set, row, flag, value):
     """``row`` with one flag changed: d for a student only, the share of instances for its teacher
     as well; the row itself where that is its value anyway."""
     if flag == "d" and row.size == "teacher":
         return row
-    flags = ("--d", str(study.settings[row.size][0]), *study.settings["flags"], *row.flags)
+    settings = SETTINGS.get(data_set, DEFAULTS)
+    flags = ("--d", str(settings[row.size][0]), *settings["flags"], *row.flags)
     if getattr(parsed(row.network, flags), flag) == value:
         return row
     flags = (f"--{flag}", str(value))
@@ -117,40 +136,102 @@ FIGURES = {
 }
 
 
-def figure_rows(study, name):
+def figure_rows(data_set, name):
     """The rows whose runs a figure needs."""
     flag, values, names, _ = FIGURES[name]
     rows = [ROWS[n] for n in names]
-    return [varied(study, row, flag, value) for value in values for row in rows] if flag else rows
+    if not flag:
+        return rows
+    return [varied(data_set, row, flag, value) for value in values for row in rows]
 
 
-def figure_points(study, name):
+def figure_points(numbers, data_set, name):
     """The points, for ``draw``, of a figure's finished runs."""
     flag, values, names, _ = FIGURES[name]
     for row in (ROWS[n] for n in names):
         if not flag:  # the searches on the validation split have the whole curve
-            search = study.search(row)
-            for record in search.records() if search.finished() else ():
-                if "map" in record:
-                    yield row.title, record["epoch"], {"MAP": record["map"]}
+            curve = numbers.of("curves", data_set=data_set, row=row.name)
+            for epoch, value in zip(curve["epoch"], curve["map"], strict=True):
+                yield row.title, int(epoch), {"MAP": float(value)}
         for value in values:
-            runs = study.finished_runs(varied(study, row, flag, value))
-            if runs:
+            seeds = by_seed(results_of(numbers, data_set, name, varied(data_set, row, flag, value)))
+            if len(seeds):
                 x = value / (1 + value) if name == "balance" else value
-                yield row.title, x, {"MAP": statistics.mean(r.result()["map"] for r in runs)}
+                yield row.title, round(x, 4), {"MAP": round(float(seeds.mean()), 6)}
 
 
-def draw_figure(study, name):
-    """Draw a figure from those of its runs that are finished; UserError where none is."""
-    points = list(figure_points(study, name))
-    if not points:
-        raise UserError(f"--figure {name}: none of its runs is finished")
+def results_of(numbers, data_set, figure, row):
+    """The lines of results.csv that a figure takes for one of its points: those of the seeds that
+    all of its points have."""
+    lines = [
+        numbers.of("results", data_set=data_set, split="test", row=one.name)
+        for one in figure_rows(data_set, figure)
+    ]
+    seeds = [set(by_seed(of_row).index) for of_row in lines if len(of_row)]
+    common = set.intersection(*seeds) if seeds else set()
+    of_row = numbers.of("results", data_set=data_set, split="test", row=row.name)
+    return of_row[of_row["seed"].isin(common)]
+
+
+def figure_title(numbers, data_set, name):
+    """What stands above a figure: data, split, and how many seeds."""
     if name == "epochs":
         source = "validation split, 1 seed"
     else:
-        seeds = {len(study.finished_runs(row)) for row in figure_rows(study, name)} - {0}
-        most = f" to {max(seeds)}" if len(seeds) > 1 else ""
-        source = f"test split, mean of {min(seeds)}{most} seed(s)"
-    label = FIGURES[name][3]
-    title = f"MAP against {label}\n{study.dataset}, {source}"
-    draw(points, study.folder / "figures" / name, label, ["MAP"], title)
+        rows = figure_rows(data_set, name)
+        seeds = max(len(results_of(numbers, data_set, name, row)) for row in rows)
+        source = f"test split, {f'mean of {seeds} seeds' if seeds > 1 else '1 seed'}"
+    return f"MAP against {FIGURES[name][3]}\n{data_set}, {source}"
+
+
+def draw_figure(numbers, data_set, name, path):
+    """Draw a figure from those of its runs that are finished; UserError where none is."""
+    points = list(figure_points(numbers, data_set, name))
+    if not points:
+        raise UserError(f"--figure {name}: none of its runs is finished")
+    draw(points, path, FIGURES[name][3], ["MAP"], figure_title(numbers, data_set, name))
+
+
+# ---------------------------------------------------------------------------- the main result
+
+HEADLINE = {  # row -> its name, and colour
+    "caser-t": ("teacher", "C7"),
+    "caser-s": ("student alone", "C0"),
+    "caser-rd": ("distilled", "C3"),
+    "rd-paper": ("distilled, the\npaper's formulas", "C1"),
+}
+
+
+def headline_points(numbers):
+    """(row's name, data set, {"MAP": mean, "sd": standard deviation}) of the main result."""
+    for data_set in dict.fromkeys(numbers.results["data_set"]):
+        for row, (name, _) in HEADLINE.items():
+            lines = numbers.of("results", data_set=data_set, row=row, split="test")
+            if len(lines):
+                mean, deviation, _ = mean_and_deviation(lines, "map")
+                y = {"MAP": round(float(mean), 6), "sd": round(float(deviation), 6)}
+                yield name.replace("\n", " "), data_set, y
+
+
+def draw_headline(numbers, path):
+    """Draw the main result: a dot a model with the deviation over its seeds, a panel a data set."""
+    points = list(headline_points(numbers))
+    data_sets = list(dict.fromkeys(data_set for _, data_set, _ in points))
+    figure = new_figure(figsize=(3.4 * len(data_sets), 3.2))
+    labels = [name for name, _ in HEADLINE.values()]
+    panels = figure.subplots(1, len(data_sets), sharey=True, squeeze=False)[0]
+    for axes, data_set in zip(panels, data_sets, strict=True):
+        for place, (label, colour) in enumerate(HEADLINE.values()):
+            for name, of, y in points:
+                if (name, of) == (label.replace("\n", " "), data_set):
+                    axes.errorbar(y["MAP"], place, xerr=y["sd"], fmt="o", color=colour,
+                                  markersize=9, capsize=5, linewidth=2)  # fmt: skip
+        axes.set_title(data_set, fontsize=15)
+        axes.set_yticks(range(len(labels)), labels, fontsize=14)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(axis="x", labelsize=12)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3f}".lstrip("0"))
+        axes.grid(axis="x", alpha=0.3)
+    figure.supxlabel("MAP on the test split, mean ± sd over seeds", fontsize=13)
+    save(figure, path)

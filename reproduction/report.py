@@ -1,27 +1,38 @@
-"""The paper's tables as Markdown lines, from the runs that are finished."""
+"""Numbers as Markdown: the paper's tables, the tests, and a user's own beside the published."""
 
-import functools
-import statistics
-import time
+import math
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import scipy.stats
-import torch
 
-from evaluation import evaluate_ranking
-from kernels import topk
-from reproduction.rows import METRICS, ROWS, TABLES
-from support.checkpoint import restore_network
-from support.run import commit
+from reproduction.published import SUMMARIES
+from reproduction.rows import AUTHORS, COMPARISONS, METRICS, ROWS, TABLES
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
-PAPERS_GOWALLA = {"users": 13_149, "items": 14_009, "rows": 535_650}
-RIVALS = ("caser-s", "caser-t")  # what every distilled row is tested against
+TITLES = {
+    "1": "Table 1: the data",
+    "2": "Table 2: teacher, student, distilled student",
+    "3": "Table 3: size and time to rank all items for every test user",
+    "4": "Table 4: the weights",
+    "readings": "Readings of the method: the authors' code and the paper",
+    "convergence": "To convergence: up to 200 epochs",
+}
+PROTOCOL = (
+    "Test split, all items ranked (none sampled), the user's train items and padding out, metrics"
+    " averaged over users, nDCG as in the paper, mean ± standard deviation over seeds; epochs"
+    " chosen by MAP on the validation split with the first seed."
+)
+PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
 PAPERS_PARAMETERS = {"caser-t": "5.58M", "caser-rd": "2.79M"}  # Table 3
 PAPERS_TIMES = (
     "The paper, on its machine: Caser-T 38.58 s on a CPU, 4.52 s on a GPU; Caser-RD, with 50.0% of"
     " the parameters, 18.63 s and 2.99 s."
 )
+
+
+# ---------------------------------------------------------------------------- cells
 
 
 def table(heads, rows):
@@ -30,198 +41,246 @@ def table(heads, rows):
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
-def mean_and_deviation(values):
-    """ "mean ± standard deviation", the latter where there are two values or more."""
-    values = list(values)
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
+def decimal(value, sign=""):
+    """A number below 1 to four decimals, as the paper writes it: .0958."""
+    return f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
-def counts(study):
-    """Users, items and rows of train and test together."""
-    data = study.data()
-    return {
-        "users": data.counts["users"] + data.counts["unknown_test_users"],
-        "items": data.counts["items"] + len(data.test.unknown_items),
-        "rows": sum(data.counts[f"{part}_rows"] for part in ("train", "test", "unknown_test_user")),
-    }
+def p_value(p):
+    """A p to two digits: .031, 7e-10; a dash where there is none."""
+    if p is None or math.isnan(p):
+        return "-"
+    return f"{p:.1g}" if p < 1e-4 else f"{p:.2g}".replace("0.", ".", 1)
 
 
-def is_papers(study):
-    """Whether the data set is the paper's Gowalla, whose numbers the paper's are compared with."""
-    return study.dataset == "gowalla" and counts(study) == PAPERS_GOWALLA
+def by_seed(lines, metric="map"):
+    """A Series, by seed, of a metric of the lines of results.csv of one row."""
+    seeds = lines[~lines["seed"].isin(SUMMARIES)].set_index("seed")[metric]
+    return pd.to_numeric(seeds, errors="coerce").dropna()
 
 
-def table_1(study):
-    """The data set's statistics."""
-    lines = {study.dataset: counts(study)}
-    if study.dataset == "gowalla":
-        lines["gowalla (paper)"] = PAPERS_GOWALLA
-    return table(
-        ["", "users", "items", "rows", "rows per user", "density"],
-        [[name, *n.values(), f"{n['rows'] / n['users']:.2f}",
-          f"{n['rows'] / n['users'] / n['items']:.4%}"] for name, n in lines.items()],
-    )  # fmt: skip
+def mean_and_deviation(lines, metric):
+    """(mean, standard deviation, number of seeds) of a metric of the lines of one row, from their
+    summaries where the seeds' own are not published; NaN for what is not known."""
+    values = by_seed(lines, metric)
+    count = (~lines["seed"].isin(SUMMARIES)).sum()
+    if len(values) == count:
+        return values.mean(), values.std(), count
+    kept = (pd.to_numeric(lines.loc[lines["seed"] == name, metric]) for name in SUMMARIES)
+    return *(cells.iloc[0] if len(cells) else math.nan for cells in kept), count
 
 
-def table_of_metrics(study, names):
-    """Tables 2, 4 and the readings: a line per row, and the paper's above it on its Gowalla."""
+def metric_cell(lines, metric):
+    """ "mean ± standard deviation", the latter where there are two seeds or more."""
+    mean, deviation, _ = mean_and_deviation(lines, metric)
+    if math.isnan(mean):
+        return ""
+    return decimal(mean) + ("" if math.isnan(deviation) else f" ± {decimal(deviation)}")
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def is_papers(numbers, data_set):
+    """Whether a data set is the paper's Gowalla, whose numbers the paper's are compared with."""
+    lines = numbers.of("data_sets", data_set=data_set)
+    return data_set == "gowalla" and (lines[list(PAPERS_GOWALLA)] == PAPERS_GOWALLA).all().all()
+
+
+def table_1(numbers, data_sets):
+    """The data sets' statistics."""
+    lines = {name: numbers.of("data_sets", data_set=name) for name in data_sets}
+    counts = {name: frame.iloc[0].to_dict() for name, frame in lines.items() if len(frame)}
+    if "gowalla" in data_sets:
+        counts["gowalla (paper)"] = PAPERS_GOWALLA
+    rows = []
+    for name, of in counts.items():
+        users, items, pairs = (int(of[part]) for part in ("users", "items", "rows"))
+        rows.append([name, f"{users:,}", f"{items:,}", f"{pairs:,}", f"{pairs / users:.2f}",
+                     f"{pairs / users / items:.4%}"])  # fmt: skip
+    return table(["", "users", "items", "rows", "rows per user", "density"], rows)
+
+
+def table_of_metrics(numbers, data_set, names):
+    """A line per row, and the paper's above it on its Gowalla."""
     lines = []
-    for row in (ROWS[name] for name in names):
-        if row.paper and is_papers(study):
-            paper = ["" if value is None else f"{value:.4f}" for value in row.paper]
-            lines.append([f"{row.title} (paper)", "", "", *paper])
-        runs = study.finished_runs(row)
-        if runs:
-            results = [run.result() for run in runs]
-            means = (mean_and_deviation(result[name] for result in results) for name in METRICS)
-            lines.append([row.title, runs[0].epochs(), len(runs), *means])
+    for name in names:
+        row = ROWS.get(name)
+        if row and row.paper and is_papers(numbers, data_set):
+            paper = ["" if value is None else decimal(value) for value in row.paper]
+            lines.append([f"{row.title} (paper)", "", "", "", *paper])
+        found = numbers.of("results", data_set=data_set, row=name, split="test")
+        title = row.title if row else AUTHORS[name]
+        flags = f"`{' '.join(row.flags)}`" if row and row.flags else ""
+        if len(found):
+            seeds = mean_and_deviation(found, "map")[2]
+            cells = (metric_cell(found, metric) for metric in METRICS)
+            lines.append([title, flags, found["epochs"].iloc[0], seeds, *cells])
         else:
-            lines.append([row.title, "", 0, *["not run"] * len(METRICS)])
-    return table(["", "epochs", "seeds", *HEADS], lines)
+            lines.append([title, flags, "", 0, *["not run"] * len(METRICS)])
+    return table(["", "flags", "epochs", "seeds", *HEADS], lines)
 
 
-def other_commits(study, rows):
-    """A line on what other commits than the present one have done, if anything."""
-    done = {
-        f"{row.title} by {run.commit or 'an unknown commit'}"
-        for row in rows
-        for run in study.finished_runs(row)
-        if run.commit != commit()
-    }
-    if done:
-        yield f"Not of this commit: {', '.join(sorted(done))}; --again does it anew."
-        yield ""
+@dataclass
+class Difference:
+    """The difference of two rows' MAP over the seeds that both have: its mean, the bounds of its
+    95% interval, and p of the paired t-test; NaN where one seed tells nothing."""
+
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    p: float
 
 
-def every_seed(study, names):
-    """A line per row: the MAP of each of its seeds."""
-    for row in (ROWS[name] for name in names):
-        if runs := study.finished_runs(row):
-            values = ", ".join(f"{run.seed}: {run.result()['map']:.4f}" for run in runs)
-            yield f"MAP of {row.title} by seed: {values}."
-
-
-@functools.cache  # teacher and student alone are compared with every distilled row
-def average_precision(run):
-    """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
-    data = run.study.data()
-    net, _ = data.network(run.trained())
-    return evaluate_ranking(net, data.train, data.test)["map"]
-
-
-def paired_test(study, *rows):
-    """A line on whether one row serves users better than the other, of the seeds that both have;
-    none where there are none. Wilcoxon's test takes the trained models as given and users as
-    drawn at random, the t-test the other way round."""
-    runs = [{run.seed: run for run in study.finished_runs(row)} for row in rows]
-    seeds = [seed for seed in runs[0] if seed in runs[1]]
-    if not seeds:
-        return []
-    by_seed = np.array([[average_precision(of_row[s]) for s in seeds] for of_row in runs])
-    first, second = by_seed.mean(1)  # (users,) each
-    if (first == second).all():
-        return [f"{rows[0].title} and {rows[1].title} rank alike for every user."]
-    p = scipy.stats.wilcoxon(first, second).pvalue
-    up, down = (first > second).mean(), (first < second).mean()
-    line = (
-        f"{rows[0].title} against {rows[1].title}, average precision per user averaged over"
-        f" {len(seeds)} seed(s), Wilcoxon's signed-rank test over {len(first)} users:"
-        f" mean difference {(first - second).mean():+.4f}, better for {up:.0%}, worse for"
-        f" {down:.0%}, p = {p:.2g}"
+def difference(numbers, data_set, row, rival):
+    """The Difference of two published rows; None where they share no seed."""
+    first, second = (
+        by_seed(numbers.of("results", data_set=data_set, row=name, split="test"))
+        for name in (row, rival)
     )
-    if len(seeds) > 1:
-        first, second = by_seed.mean(2)  # (seeds,) each: MAP
-        differences = first - second
-        line += "; by seed " + ", ".join(f"{difference:+.4f}" for difference in differences)
-        if np.ptp(differences) > 1e-12:  # else they are alike but for rounding
-            p = scipy.stats.ttest_rel(first, second).pvalue
-            line += f", paired t-test over seeds: p = {p:.2g}"
-    return [f"{line}."]
+    apart = (first - second).dropna().to_numpy()
+    if not len(apart):
+        return None
+    mean, low, high, p = apart.mean(), math.nan, math.nan, math.nan
+    if len(apart) > 1 and np.ptp(apart) > 1e-12:  # else they are alike but for rounding
+        t = scipy.stats.ttest_1samp(apart, 0)
+        (low, high), p = t.confidence_interval(0.95), float(t.pvalue)
+    return Difference(len(apart), mean, low, high, p)
 
 
-@torch.inference_mode()
-def ranking_seconds(net, train, users, at_once):
-    """How long it takes to rank all items for users (n,), ``at_once`` of them together."""
-    device = next(net.parameters()).device
-    windows = torch.from_numpy(train.test_sequences.sequences[users]).to(device)
-    users = torch.from_numpy(users).to(device)
-    started = time.perf_counter()
-    for first in range(0, len(users), at_once):
-        part = slice(first, first + at_once)
-        scores = net.score_all(windows[part], users[part])
-        topk(scores, min(10, scores.shape[1]))
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+def holm(values):
+    """Holm's correction of a list of p values, in their order; NaN stays and does not count."""
+    adjusted, largest = list(values), 0.0
+    order = sorted((p, n) for n, p in enumerate(values) if not math.isnan(p))
+    for place, (p, n) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - place) * p))
+        adjusted[n] = largest
+    return adjusted
 
 
-def table_3(study, names):
-    """Parameters, size, and the time to rank all items for every test user."""
-    lines, sizes = [], {}
-    data = study.data()
-    users = np.flatnonzero(np.diff(data.test.tocsr().indptr))
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    for row in (ROWS[name] for name in names):
-        runs = study.finished_runs(row)
-        if not runs:
-            lines.append([row.title, *["not run"] * (4 + 2 * len(devices))])
-            continue
-        net = restore_network(runs[0].trained()).eval()
-        sizes[row.size] = sum(parameter.numel() for parameter in net.parameters())
-        ratio = f"{sizes[row.size] / sizes['teacher']:.1%}" if "teacher" in sizes else ""
-        times = [
-            statistics.median(
-                ranking_seconds(net.to(device), data.train, users, n) for _ in range(3)
-            )
-            for device in devices
-            for n in (256, 1)
-        ]
-        paper = PAPERS_PARAMETERS.get(row.name, "") if is_papers(study) else ""
-        megabytes = runs[0].checkpoint.stat().st_size / 1e6
-        cells = [f"{sizes[row.size]:,}", paper, ratio, f"{megabytes:.1f}"]
-        lines.append([row.title, *cells, *(f"{seconds:.2f}" for seconds in times)])
+def table_of_tests(numbers, data_set, pairs):
+    """A line per pair of rows that are both there; no line at all where none is."""
+    tested = [(pair, difference(numbers, data_set, *pair)) for pair in pairs]
+    tested = [(pair, found) for pair, found in tested if found]
+    corrected = holm([found.p for _, found in tested])
+    lines = []
+    for ((row, rival), found), p_holm in zip(tested, corrected, strict=True):
+        interval = f"{decimal(found.low, '+')} to {decimal(found.high, '+')}"
+        users = numbers.of("comparisons", data_set=data_set, row=row, rival=rival)
+        shares = [f"{float(users[name].iloc[0]):.0%}" if len(users) else "-"
+                  for name in ("better", "worse")]  # fmt: skip
+        lines.append([
+            f"{ROWS[row].title} against {ROWS[rival].title}", found.seeds, decimal(found.mean, "+"),
+            "-" if math.isnan(found.low) else interval, p_value(found.p), p_value(p_holm),
+            *shares, p_value(float(users["p"].iloc[0])) if len(users) else "-",
+        ])  # fmt: skip
+    heads = ["MAP", "seeds", "difference", "95% interval", "p", "Holm's p", "users better",
+             "worse", "p over users"]  # fmt: skip
+    return table(heads, lines) if lines else []
+
+
+def table_3(numbers, data_set):
+    """Parameters, size and times, as ``timing.measure`` has found them."""
+    times = numbers.of("times", data_set=data_set)
+    columns = list(dict.fromkeys(zip(times["device"], times["at_once"], strict=True)))
+    teacher, lines = None, []
+    for name in dict.fromkeys(times["row"]):
+        of_row = times[times["row"] == name]
+        parameters = int(of_row["parameters"].iloc[0])
+        teacher = teacher or parameters
+        paper = PAPERS_PARAMETERS.get(name, "") if is_papers(numbers, data_set) else ""
+        seconds = of_row.set_index(["device", "at_once"])["seconds"]
+        lines.append([ROWS[name].title, f"{parameters:,}", paper, f"{parameters / teacher:.1%}",
+                      f"{float(of_row['megabytes'].iloc[0]):.1f}",
+                      *(f"{float(seconds.get(key, 'nan')):.2f}" for key in columns)])  # fmt: skip
+    if not lines:
+        return ["not measured: `--table 3` does"]
     heads = ["", "parameters", "paper", "ratio", "checkpoint MB"]
-    heads += [f"{device} s, {n}" for device in devices for n in ("256 users at once", "one by one")]
-    notes = [f"{len(users)} users, {torch.get_num_threads()} threads, medians of 3."]
-    if is_papers(study):
-        notes.append(PAPERS_TIMES)
-    return [*table(heads, lines), "", *notes]
+    heads += [f"{device} s, {'one by one' if n == '1' else f'{n} users at once'}"
+              for device, n in columns]  # fmt: skip
+    notes = [f"{times['threads'].iloc[0]} thread(s), medians of 3."]
+    return [*table(heads, lines), "", *notes, *[PAPERS_TIMES] * is_papers(numbers, data_set)]
 
 
-def results(study, names, rivals):
-    """The metrics of some rows, each seed's, under what protocol and setting, and tests of the
-    distilled ones against the ``rivals``."""
-    rows = [ROWS[name] for name in names]
-    settings = {run.setting() for row in rows for run in study.finished_runs(row)}
-    return [
-        *other_commits(study, rows),
-        *table_of_metrics(study, names),
-        "",
-        "Test split, all items ranked, the user's train items and padding out, nDCG as in the"
-        " paper; epochs chosen by MAP on the validation split with the first seed. p values are"
-        " not corrected for how many there are.",
-        *(f"Trained on {setting}." for setting in sorted(settings)),
-        *every_seed(study, names),
-        *(
-            line
-            for row in rows
-            if row.distilled
-            for rival in rivals
-            if rival != row.name
-            for line in paired_test(study, row, ROWS[rival])
-        ),
-    ]
+# ---------------------------------------------------------------------------- a study's report
 
 
-def report(study, number):
-    """The Markdown lines of one table."""
-    names = TABLES[number]
-    title = "Readings" if number == "readings" else f"Table {number}"
+def report(numbers, published, data_set, number, names=None):
+    """The Markdown lines of one table of a study, or, with ``names``, of some rows."""
+    title = TITLES.get(number) or ROWS[names[0]].title
     if number == "1":
-        body = table_1(study)
+        body = table_1(numbers, [data_set])
     elif number == "3":
-        body = table_3(study, names)
+        body = table_3(numbers, data_set)
     else:
-        body = results(study, names, RIVALS + ("caser-rd",) * (number == "4"))
-    return [f"### {title}, {study.dataset}", "", *body, ""]
+        names = names or TABLES[number]
+        pairs = COMPARISONS.get(number) or rivals_of(names)
+        tests = table_of_tests(numbers, data_set, pairs)
+        body = [
+            *table_of_metrics(numbers, data_set, names),
+            "",
+            PROTOCOL,
+            *settings(numbers, data_set, names),
+            *([""] if tests else []),
+            *tests,
+            *beside_published(numbers, published, data_set, names),
+        ]
+    return [f"### {title}, {data_set}", "", *body, ""]
+
+
+def rivals_of(names):
+    """What single rows are tested against: the student alone and the teacher."""
+    distilled = [name for name in names if ROWS[name].distilled]
+    return [(name, rival) for name in distilled for rival in ("caser-s", "caser-t")]
+
+
+def settings(numbers, data_set, names):
+    """Lines on each seed's MAP, and on the machine and the code of the runs."""
+    settings = set()
+    for name in names:
+        found = numbers.of("results", data_set=data_set, row=name, split="test")
+        if len(found):
+            values = (f"{seed}: {decimal(value)}" for seed, value in by_seed(found).items())
+            yield f"MAP of {ROWS[name].title} by seed: {', '.join(values)}."
+        for line in found.to_dict("records"):
+            settings.add(
+                f"By {line['device']}, {line['threads']} thread(s), {line['versions']}, commit"
+                f" {line['commit'] or 'unknown'}."
+            )
+    yield from sorted(settings)
+
+
+def beside_published(numbers, published, data_set, names):
+    """A table of a study's mean MAP beside the published, with OK where it lies in the 95%
+    prediction interval t(n-1) sd sqrt(1/n + 1/m) of n published and m own seeds; [] where nothing
+    is published of the data set."""
+    own, theirs = (one.of("data_sets", data_set=data_set) for one in (numbers, published))
+    if not len(theirs):
+        return []
+    if own.to_dict("records") != theirs.to_dict("records"):
+        return ["", f"Not compared with the published: {data_set} has other rows here."]
+    lines = []
+    for name in names:
+        here, there = (
+            one.of("results", data_set=data_set, row=name, split="test")
+            for one in (numbers, published)
+        )
+        if not len(here) or not len(there):
+            continue
+        (mean, _, m), (expected, deviation, n) = (
+            mean_and_deviation(lines, "map") for lines in (here, there)
+        )
+        apart = mean - expected
+        if set(here["flags"]) != set(there["flags"]):
+            verdict = "of other flags"
+        elif n < 2:
+            verdict = f"{decimal(apart, '+')} (published: 1 seed)"
+        else:
+            half = scipy.stats.t.ppf(0.975, n - 1) * deviation * math.sqrt(1 / n + 1 / m)
+            verdict = "OK" if abs(apart) <= half else f"differs by {decimal(apart, '+')}"
+            verdict += f" (expected within {decimal(half)})"
+        lines.append([ROWS[name].title, f"{decimal(mean)} ({m})", f"{decimal(expected)} ({n})",
+                      verdict])  # fmt: skip
+    heads = ["MAP (seeds)", "here", "published", "within the 95% prediction interval?"]
+    return ["", *table(heads, lines)] if lines else []

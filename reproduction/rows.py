@@ -49,11 +49,11 @@ ROWS = {
         Row("discrepancy", "ranking discrepancy only", Caser, "student", True,
             ("--weights", "discrepancy"),
             paper=(None, None, 0.0851, None, None, 0.1227, 0.0937)),
-        Row("rd-normalized", "Caser-RD, normalized", Caser, "student", True,
+        Row("rd-normalized", "Caser-RD, weights normalized", Caser, "student", True,
             ("--hybrid_weight", "normalized")),
-        Row("rd-observed", "Caser-RD, observed out", Caser, "student", True,
+        Row("rd-observed", "Caser-RD, own items out of the lists", Caser, "student", True,
             ("--teacher_exclude", "observed")),
-        Row("rd-paper", "Caser-RD, both: the paper's formulas", Caser, "student", True,
+        Row("rd-paper", "Caser-RD, the paper's formulas", Caser, "student", True,
             ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")),
     )
 }  # fmt: skip
@@ -78,6 +78,32 @@ TABLES = {
     "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper"),
     "convergence": tuple(CONVERGED),
 }
+# table -> (row, rival): what is tested against what
+COMPARISONS = {
+    "2": [("caser-rd", rival) for rival in ("caser-s", "caser-t")],
+    "4": [
+        *((row, "uniform") for row in ("position", "discrepancy")),
+        *((hybrid, row) for hybrid in ("caser-rd", "rd-normalized")
+          for row in ("uniform", "position", "discrepancy")),
+        ("rd-normalized", "caser-rd"),
+    ],
+    "readings": [
+        (row, rival)
+        for row in ("rd-normalized", "rd-observed", "rd-paper")
+        for rival in ("caser-s", "caser-t", "caser-rd")
+    ],
+    "convergence": [
+        (f"{row}-converged", f"{rival}-converged")
+        for row in ("caser-rd", "rd-paper")
+        for rival in ("caser-s", "caser-t")
+    ],
+}  # fmt: skip
+AUTHORS = {  # rows that the authors' released code gave
+    "authors-caser-t": "the authors' code: teacher",
+    "authors-caser-s": "the authors' code: student alone",
+    "authors-caser-rd": "the authors' code: distilled",
+}
+DATA_SETS = ("ml-100k", "ml-1m", "gowalla-tail", "gowalla")
 # d of teacher and student, the most epochs of each, and the flags that all rows share.
 DEFAULTS = {"teacher": (100, 50), "student": (50, 50), "flags": ()}
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""The training runs behind the paper's tables and figures: what each is, and doing them.
+"""The training runs behind the paper's tables and figures: what each is, and which are finished.
 
 How many epochs a row gets is chosen once, with the first seed, by MAP on the validation split;
 then it is trained on the test split's training rows for as many, and the test rows are read once.
@@ -8,34 +8,32 @@ A run is finished where its records say that they are of this run, and hold all 
 import functools
 import glob
 import json
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distillation import check_K, distillation_parser
 from recommender import NETWORKS
+from reproduction.published import Numbers
 from reproduction.rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
 from support.checkpoint import fingerprint_weights, read_checkpoint, records_path
 from support.command_line import checkpoint_name, training_parser, weight_flags
 from support.data_set import DataSet, find_files
-from support.processes import locked, run_to_its_end
 from support.run import commit, data_fingerprints
-from utils import DAMAGE, UserError, first_free
-
-ROOT = Path(__file__).resolve().parent.parent
+from utils import DAMAGE, UserError
 
 
 class Study:
     """The runs of one data set: what they are, which are finished, and what they gave.
 
-    args: ``dataset``, ``seeds``, ``eval_every``, ``results_dir`` and ``again``. ml-100k is prepared
-    where it is missing, but for a ``look`` alone, to which nothing is finished then.
+    args: ``dataset``, ``seeds``, ``eval_every``, ``results_dir``, ``again`` and ``missing``.
+    ml-100k is prepared where it is missing, but for a ``look`` alone, to which nothing is finished
+    then.
     """
 
     def __init__(self, args, look=False):
         self.dataset, self.seeds, self.eval_every = args.dataset, args.seeds, args.eval_every
-        self.again = args.again
+        self.again, self.missing = args.again, args.missing
+        self.published = Numbers.read()
         self.settings = SETTINGS.get(args.dataset, DEFAULTS)
         self.folder = Path(args.results_dir, args.dataset)
         self.has_data = not look or Path("datasets", args.dataset).is_dir()
@@ -54,13 +52,12 @@ class Study:
             self._data[split] = DataSet.load(*find_files(self.dataset, split), args.L, args.T)
         return self._data[split]
 
-    def runs(self, row, teaches=False):
-        """Every Run that the row needs, in an order in which they can be done."""
-        needed = self.runs(teacher_of(row), teaches=True) if row.distilled else []
-        needed.append(self.search(row))
-        if teaches:  # the student's search has a teacher that knows no test row either
-            needed.append(Run(self, row, "validation", self.seed(0)))
-        return needed + [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
+    def runs(self, row):
+        """The Runs that the row is made of: its search, and a test run a seed; with ``missing``
+        those alone that are not published."""
+        tests = [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
+        runs = [self.search(row), *tests]
+        return [run for run in runs if not (self.missing and self.published.hold(run))]
 
     def search(self, row):
         """The run that chooses how many epochs the row gets."""
@@ -70,6 +67,11 @@ class Study:
     def seed(n):
         """The n-th seed: the authors' 1234, then 1, 2, ..."""
         return n or 1234
+
+    def keep_times(self, lines):
+        """Keep what Table 3 has measured, as ``numbers_of`` finds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Numbers.of_lines(times=lines).write(self.folder, ["times"])
 
     def finished_runs(self, row):
         """The finished test runs of a row, of all seeds that there are."""
@@ -124,6 +126,11 @@ class Run:
         run = Run(self.study, teacher_of(self.row), self.split, self.seed)
         return run.search if run.is_its_search() else run
 
+    def needs(self):
+        """The runs that have to be finished before this one."""
+        search = [self.search] if self.final and not self.epochs() else []
+        return search + [self.teacher] * self.row.distilled
+
     @property
     def folder(self):
         return self.study.folder / self.name
@@ -145,7 +152,7 @@ class Run:
         if not self.final:
             return self.most_epochs()
         if not self.search.finished():
-            return None
+            return self.study.published.epochs(self) if self.study.missing else None
         scored = [record for record in self.search.records() if "map" in record]
         return max(scored, key=lambda record: record["map"])["epoch"]
 
@@ -153,9 +160,13 @@ class Run:
         """What makes this run, as the words of a command line."""
         epochs = self.epochs()
         words = ["--dataset", self.study.dataset, "--split", self.split]
-        words += ["--d", str(self.d)] if "--d" not in self.row.flags else []
         words += ["--seed", str(self.seed), "--n_iter", str(epochs) if epochs else "<chosen>"]
         words += [] if self.final else ["--eval_every", str(self.study.eval_every)]
+        return [*words, *self.model_flags()]
+
+    def model_flags(self):
+        """What makes the row, on this data set."""
+        words = ["--d", str(self.d)] if "--d" not in self.row.flags else []
         return [*words, *self.study.settings["flags"], *self.row.flags]
 
     def check(self):
@@ -288,61 +299,3 @@ class Run:
         identity, _ = self.recorded()
         software = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
         return f"{identity['device']} ({identity['threads']} thread(s)) with {software}"
-
-    def execute(self):
-        """Start the run, or resume it where an interrupted one lies, or wait for another process
-        that is at it. Returns the number of epochs trained here."""
-        self.study.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.study.folder / f".{self.name}.lock", self.name, wait=True) as lock:
-            return 0 if self.finished() else self._execute(lock)
-
-    def _execute(self, lock):
-        if self.row.distilled:
-            self.teacher.trained()
-        begun = self.begun()
-        words = self.command()
-        if 0 < begun <= self.epochs():
-            words = [self.row.script, "--checkpoint", str(self.checkpoint), *self.paths(),
-                     "--n_iter", str(self.epochs())]  # fmt: skip
-        elif self.checkpoint.exists() or records_path(self.checkpoint).exists():
-            aside = first_free(lambda number: self.folder.with_name(f"{self.name}.old{number}"))
-            self.folder.rename(aside)
-            print(f"{self.folder}: not of this run as it is now; kept as {aside.name}")
-            begun = 0
-        self.folder.mkdir(exist_ok=True)
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
-            status = run_to_its_end([sys.executable, ROOT / words[0], *words[1:]], log, lock)
-        if status < 0:
-            raise UserError(
-                f"{self.name}: killed by signal {-status} (9: often for lack of memory); the same"
-                " command goes on with it"
-            )
-        if status:
-            sys.exit(status)  # the command has said why
-        weights_at.cache_clear()
-        if not self.finished():
-            raise UserError(
-                f"{self.name}: data, search or teacher changed while it was trained; run the same"
-                " command again"
-            )
-        return self.epochs() - begun
-
-
-def execute_all(runs):
-    """Do the runs that are not finished, telling what runs, what is left and about how long."""
-    waiting = [run for run in dict.fromkeys(runs) if not run.finished()]
-    for run in waiting:
-        run.check()
-    seconds = epochs_done = 0  # of the runs done here, to guess how long the rest takes
-    for place, run in enumerate(waiting):
-        if run.finished():  # its search, finished meanwhile, stands for it
-            continue
-        guess = ""
-        if epochs_done:
-            rest = sum(later.epochs() or later.most_epochs() for later in waiting[place:])
-            guess = f", about {rest * seconds / epochs_done / 60:.0f} min left"
-        print(f"[{place + 1}/{len(waiting)}] {run.name}: {run.epochs()} epochs{guess}", flush=True)
-        started = time.perf_counter()
-        if trained := run.execute():
-            seconds += time.perf_counter() - started
-            epochs_done += trained

@@ -263,7 +263,7 @@ def training_command(parser, script, network, networks, argv, make, suffix="", c
             check(args, data, path)
         require_writable(path)
         require_writable(records_path(path))
-        with locked(path.with_name(f".{path.name}.lock"), path, wait=False):
+        with locked(path.with_name(f".{path.name}.lock"), path):
             model, lists = make(args, data, checkpoint, make_network)
             flags = weight_flags(args)
             before = checkpoint.get("run") if checkpoint else None

@@ -14,15 +14,18 @@ except ImportError:  # on Windows
     fcntl = None
 
 
+class Busy(UserError):
+    """Another process is at what was to be kept to this one."""
+
+
 @contextlib.contextmanager
-def locked(path, what, wait=True):
+def locked(path, what):
     """Keep other processes out of ``what`` inside a ``with`` block, by a lock on the file ``path``.
 
-    wait: whether to wait for a process that is there; else it is named in a UserError. Gives the
-    descriptors that a child has to inherit to go on keeping others out; says so where the system
-    has no locks.
+    Gives the descriptors that a child has to inherit to go on keeping others out; says so where
+    the system has no locks. Raises Busy, naming who holds it, where another process has it.
     """
-    file = _locked_file(path, what, wait)
+    file = _locked_file(path, what)
     if file is None:
         print(f"note: this file system has no locks; nothing keeps a second run from {what}")
         yield ()
@@ -38,7 +41,7 @@ def locked(path, what, wait=True):
                 os.unlink(path)
 
 
-def _locked_file(path, what, wait):
+def _locked_file(path, what):
     """The open file ``path`` with a lock on it; None where there are no locks."""
     while fcntl:
         file = open(path, "a+")  # noqa: SIM115
@@ -47,13 +50,10 @@ def _locked_file(path, what, wait):
         except BlockingIOError:
             file.seek(0)
             holder = file.read() or "another process"
-            if not wait:
-                raise UserError(
-                    f"{what}: {holder} is writing it; let that end first, or use another"
-                    " --output_dir"
-                ) from None
-            print(f"{what}: {holder} is at it; waiting for that", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            file.close()
+            raise Busy(
+                f"{what}: {holder} is writing it; let that end first, or use another --output_dir"
+            ) from None
         except OSError:
             return None
         with contextlib.suppress(OSError):
@@ -63,16 +63,20 @@ def _locked_file(path, what, wait):
     return None
 
 
-def run_to_its_end(command, stdout, descriptors=()):
-    """Run a command and return its exit status; where this process is stopped meanwhile, the
-    command is asked to stop as well, and gets the time to."""
-    process = subprocess.Popen(command, stdout=stdout, pass_fds=descriptors)
+@contextlib.contextmanager
+def stopped_together():
+    """Gives a list for the processes of a ``with`` block; where an exception leaves the block,
+    those in it are asked to stop, and get the time to."""
+    processes = []
     try:
-        return process.wait()
+        yield processes
     except BaseException as reason:
-        if getattr(reason, "number", None) == signal.SIGINT:  # which a terminal sends to both
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=5)
-        process.terminate()
-        process.wait()
+        if getattr(reason, "number", None) == signal.SIGINT:  # which a terminal sends to all
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=5)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
         raise

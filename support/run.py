@@ -11,6 +11,7 @@ import torch
 from support.checkpoint import load_tensors, records_path
 from utils import DAMAGE, UserError, versions
 
+ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("script", "network", "flags", "data", "lists")  # what makes it this run
 
 
@@ -49,22 +50,26 @@ def same_run(first, second):
 
 @functools.cache
 def commit():
-    """The commit of this project's code, with a + where tracked files are changed; None where git
-    is not there, or where this is no git repository of its own."""
-    folder = Path(__file__).resolve().parent.parent
-
-    def git(*words):
-        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
-        done.check_returncode()
-        return done.stdout.strip()
-
+    """The commit of this project's code, with a + where its code is changed; None where git is not
+    there, or where this is no git repository of its own."""
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != folder:
-            return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
+        return _git("rev-parse", "HEAD") + "+" * bool(changed_files("*.py", "requirements.txt"))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def changed_files(*patterns):
+    """The tracked files that differ from the commit, of those that git's patterns name. Raises
+    OSError or CalledProcessError where there is no repository of this project's own."""
+    if Path(_git("rev-parse", "--show-toplevel")) != ROOT:
+        raise FileNotFoundError(f"{ROOT} is no git repository")
+    return _git("diff", "HEAD", "--name-only", "--", *patterns).splitlines()
+
+
+def _git(*words):
+    done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+    done.check_returncode()
+    return done.stdout.strip()
 
 
 def keep_other_run(path, run, n_iter):

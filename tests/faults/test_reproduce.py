@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,13 @@ from conftest import ROOT, tree, write_rows
 import distill_caser
 import reproduce_tables
 import train_caser
-from reproduction import figures, report, rows, runs
+from reproduction import execution, figures, rows
+from reproduction.published import Numbers
 from support.checkpoint import records_path
-from support.processes import locked, run_to_its_end
+from support.processes import Busy, locked, stopped_together
 from utils import pick_device
 
-SCRIPTS = {ROOT / f"{script.__name__}.py": script.main for script in (train_caser, distill_caser)}
+SCRIPTS = {f"{script.__name__}.py": script.main for script in (train_caser, distill_caser)}
 STUDY = Path("results/toy")
 STUDENT, TEACHER = STUDY / "caser-s-test-seed=1234", STUDY / "caser-t-test-seed=1234"
 SEARCH = STUDY / "caser-s-validation-search-seed=1234"  # the student's
@@ -46,12 +48,14 @@ def reproduce(tmp_path, tmp_path_factory, monkeypatch, command):
     monkeypatch.setitem(rows.SETTINGS, "toy", settings)
     ran = []
 
-    def run(words, stdout, descriptors):
-        assert descriptors  # the run's lock
-        ran.append(words[2:])
-        return SCRIPTS[words[1]](list(map(str, words[2:])))
+    def start(words, log, lock, environment):
+        assert lock
+        ran.append(words[1:])
+        status = SCRIPTS[words[0]](list(map(str, words[1:])))
+        return SimpleNamespace(poll=lambda: status, returncode=status)
 
-    monkeypatch.setattr(runs, "run_to_its_end", run)
+    monkeypatch.setattr(execution, "start", start)
+    monkeypatch.setattr(execution, "LOOK_SECONDS", 0)
 
     def call(*flags):
         ran.clear()
@@ -99,69 +103,24 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce):
     # Searches for T, S and RD, and the three rows themselves. The search of T goes on for as many
     # epochs as it chooses, so it teaches the search of RD.
     assert len(ran) == 6
-    assert re.search(r"(?s)\| Caser-RD \|.*Wilcoxon", out)
+    assert re.search(r"(?s)\| Caser-RD \|.*\| Caser-RD against Caser-S \| 1 \|", out)
     status, again, _, ran = reproduce(*last_only)
     assert (status, ran, again.splitlines()[-8:]) == (0, [], out.splitlines()[-8:])
     assert "| toy | 10 | 25 | 120 |" in reproduce("--table", "1", *last_only)[1]
     status, out, _, ran = reproduce("--report", *last_only)
     assert (status, ran) == (0, [])
-    for words in ("Table 1", "Table 3", "Table 4", "Readings", "not run"):
+    for words in ("Table 1", "Table 3", "Table 4", "Readings", "not run", "not measured"):
         assert words in out
-
-
-def test_the_numbers_of_a_report(monkeypatch):
-    """Each under its head, in means and deviations, and tests the right way round."""
-
-    def run(seed, last, *precision):
-        metrics = [last - 0.6, 0.2, 0.3, 0.4, 0.5, 0.6, last]
-        result = dict(zip(rows.METRICS, metrics, strict=True))
-        return SimpleNamespace(seed=seed, precision=np.array(precision), result=lambda: result,
-                               epochs=lambda: 30, setting=lambda: "cpu with torch 2",
-                               commit=report.commit())  # fmt: skip
-
-    monkeypatch.setattr(report, "average_precision", lambda run: run.precision)
-    made = {
-        "caser-rd": [run(1234, 0.7, 0.5, 0.7, 0.6, 0.2), run(1, 0.9, 0.5, 0.9, 0.9, 0.2)],
-        "caser-s": [run(1234, 0, 0.4, 0.4, 0.2, 0.22), run(2, 0, 1, 1, 1, 1),
-                    run(1, 0, 0.4, 0.6, 0.4, 0.3)],
-        "uniform": [],
-    }  # fmt: skip
-    study = SimpleNamespace(dataset="toy", finished_runs=lambda row: made[row.name])
-    lines = report.results(study, ["uniform", "caser-rd"], ["caser-s", "caser-rd"])
-    assert lines[0] == "|  | epochs | seeds | P@3 | P@5 | P@10 | nDCG@3 | nDCG@5 | nDCG@10 | MAP |"
-    assert lines[2] == "| w = 1/K |  | 0 |" + " not run |" * 7
-    assert lines[3] == (
-        "| Caser-RD | 30 | 2 | 0.2000 ± 0.1414 | 0.2000 ± 0.0000 | 0.3000 ± 0.0000"
-        " | 0.4000 ± 0.0000 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 | 0.8000 ± 0.1414 |"
-    )
-    assert "Test split, all items ranked" in lines[5]
-    # By the textbook: the least rank alone is negative, and of the 16 patterns of signs 2 go as far
-    # up and 2 as far down; 0.195 and 0.2 are t = 79, one degree of freedom: 2 / pi * arctan(1 / t).
-    assert lines[6:] == [
-        "Trained on cpu with torch 2.",
-        "MAP of Caser-RD by seed: 1234: 0.7000, 1: 0.9000.",
-        "Caser-RD against Caser-S, average precision per user averaged over 2 seed(s), Wilcoxon's"
-        " signed-rank test over 4 users: mean difference +0.1975, better for 75%, worse for 25%,"
-        " p = 0.25; by seed +0.1950, +0.2000, paired t-test over seeds: p = 0.0081.",
-    ]
-    # Without a t-test where nothing varies between the seeds.
-    made["caser-s"] = [run(r.seed, 0, *r.precision - [0.1, 0.2, 0.3, 0]) for r in made["caser-rd"]]
-    assert report.results(study, ["caser-rd"], ["caser-s"])[-1].endswith("seed +0.1500, +0.1500.")
-
-
-def test_the_papers_numbers_stand_beside_the_papers_data_only(monkeypatch):
-    monkeypatch.setattr(report, "counts", lambda study: study.made_of)
-    for made_of, told in ((report.PAPERS_GOWALLA, True), ({"users": 1}, False)):
-        gowalla = SimpleNamespace(dataset="gowalla", made_of=made_of, finished_runs=lambda row: [])
-        lines = report.table_of_metrics(gowalla, ["caser-t"])
-        assert any("Caser-T (paper) |  |  | 0.1408" in line for line in lines) == told
+    reproduce("--table", "3", *last_only)
+    out = reproduce("--table", "3", "--report", *last_only)[1]
+    assert re.search(r"\| Caser-RD \| [\d,]+ \|  \| \d+\.\d% \| 0\.0 \| 0\.\d\d \| 0\.\d\d \|", out)
 
 
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce):
     _, out, _, (search, final) = reproduce("--row", "caser-s")
     assert re.search("(?s)### Caser-S, toy\n.*Test split, all items ranked", out)
     device = pick_device("auto").type
-    assert re.search(rf"Trained on {device} \(\d+ thread\(s\)\) with python 3", out)
+    assert re.search(rf"By {device}, \d+ thread\(s\), python 3.*, commit [0-9a-f]+", out)
     splits = [words[words.index("--split") + 1] for words in (search, final)]
     assert splits == ["validation", "test"]
     lines = (SEARCH / "toy-validation-caser-dim=4.jsonl").read_text().splitlines()
@@ -177,7 +136,7 @@ def test_all_seeds_are_reported_wherever_they_lie_and_an_interrupted_one_is_resu
     reproduce("--row", "caser-s", "--seeds", 2)
     for flags in ([], ["--table", "2"]):
         out = reproduce("--report", *flags)[1]
-        assert "| Caser-S | 4 | 2 |" in out or "| Caser-S | 2 | 2 |" in out
+        assert "| Caser-S |  | 4 | 2 |" in out or "| Caser-S |  | 2 | 2 |" in out
         assert ("### Table 4" in out) == (not flags)
         assert out.count("MAP of Caser-S by seed: 1234: ") == 1
     Path("results").rename("elsewhere")
@@ -220,16 +179,15 @@ def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, what):
 
 def test_what_another_commit_has_done_is_said_and_done_anew_when_asked(reproduce, monkeypatch):
     reproduce.done("caser-s")
-    for module in ("runs.commit", "report.commit"):
-        monkeypatch.setattr(f"reproduction.{module}", lambda: "abc")
+    monkeypatch.setattr("reproduction.runs.commit", lambda: "abc")
+    monkeypatch.setattr("support.run.commit", lambda: "abc")
     status, out, _, ran = reproduce("--row", "caser-s")
     assert (status, ran) == (0, [])
-    assert re.search(r"Not of this commit: Caser-S by \w+.*; --again\D+\n\n\|  \| epochs", out)
-    monkeypatch.setattr("support.run.commit", lambda: "abc")
+    assert "commit abc" not in out
     _, out, _, ran = reproduce("--row", "caser-s", "--again")
     assert len(ran) == 2
     assert "kept as caser-s-test-seed=1234.old1" in out
-    assert "Not of this commit" not in out
+    assert "commit abc" in out
     assert reproduce("--row", "caser-s", "--again")[3] == []
 
 
@@ -250,7 +208,7 @@ def test_a_search_that_changes_while_a_run_goes_on_leaves_no_result(reproduce, m
             shutil.rmtree(SEARCH)
         return train_caser.main(words)
 
-    monkeypatch.setitem(SCRIPTS, ROOT / "train_caser.py", change_meanwhile)
+    monkeypatch.setitem(SCRIPTS, "train_caser.py", change_meanwhile)
     *answer, ran = reproduce("--row", "caser-s")
     assert re.search(r"search\b.* changed", refusal(*answer))
     assert len(ran) == 2
@@ -313,7 +271,7 @@ def test_the_same_rows_in_another_order_are_the_same_result(reproduce):
     reproduce.done("caser-rd")
     reproduce("--row", "caser-s")
     before = reproduce("--report", "--table", "2")[1]
-    assert "Wilcoxon" in before
+    assert "Caser-RD against Caser-S" in before
     for split in ("validation", "test"):
         path = Path(f"datasets/toy/{split}/train.txt")
         lines = sorted(path.read_text().splitlines(keepends=True), key=lambda x: -int(x.split()[0]))
@@ -341,25 +299,84 @@ def test_a_damaged_file_of_a_finished_run_is_one_line_with_advice(reproduce, pat
     if damage:
         path.write_bytes(damage(data))
         assert path.read_bytes() != data
-    commands = {RECORDS: ["--report"], CHECKPOINT: ["--report --table 3", "--row uniform"]}
+    commands = {RECORDS: ["--report"], CHECKPOINT: ["--table 3", "--row uniform"]}
     for flags in commands[path]:
         line = refusal(*reproduce(*flags.split()))
         assert str(path) in line
         assert line.endswith(f"delete {TEACHER} to run it again")
 
 
-def test_stopping_asks_the_run_to_stop(tmp_path):
-    """It was once killed, and what it had not saved was lost."""
-    saved = tmp_path / "saved"
-    child = f"""import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: [time.sleep(0.3), os.mkdir({str(saved)!r}), sys.exit()])
+def test_stopping_asks_the_runs_to_stop(tmp_path):
+    """They were once killed, and what they had not saved was lost."""
+    child = """import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: [time.sleep(0.3), os.mkdir(sys.argv[1]), sys.exit()])
 os.kill(os.getppid(), signal.SIGUSR1)
 time.sleep(60)"""
-    before = signal.signal(signal.SIGUSR1, lambda *_: sys.exit(143))
+    saved = [tmp_path / "first", tmp_path / "second"]
+    arrived = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: arrived.append(1))
+
+    def stopped():
+        with stopped_together() as processes:
+            processes += [subprocess.Popen([*PYTHON, child, path]) for path in saved]
+            while len(arrived) < 2 and any(process.poll() is None for process in processes):
+                time.sleep(0.01)
+            sys.exit(143)
+
     with pytest.raises(SystemExit):
-        run_to_its_end([*PYTHON, child], None)
+        stopped()
     signal.signal(signal.SIGUSR1, before)
-    assert saved.exists()
+    assert all(path.exists() for path in saved)
+
+
+def test_jobs_at_once_share_the_threads_and_follow_their_teachers(reproduce, monkeypatch):
+    going, most, shares, begun = [], [], set(), []
+
+    def start(words, log, lock, environment):
+        """Does the run when it is looked at for the fourth time; until then it goes on."""
+        begun.append(" ".join(words))
+        going.append(words)
+        most.append(len(going))
+        shares.add(environment["OMP_NUM_THREADS"])
+        looks = iter((None, None, None, 0))
+
+        def poll():
+            status = next(looks)
+            if status == 0:
+                going.remove(words)
+                assert SCRIPTS[words[0]](list(map(str, words[1:]))) == 0
+            return status
+
+        return SimpleNamespace(poll=poll, returncode=0)
+
+    monkeypatch.setattr(execution, "start", start)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    status, out, err, _ = reproduce("--seeds", 2, "--jobs", 3)
+    assert (status, err, max(most), shares) == (0, [], 3, {"2"})
+    assert "| Caser-RD |  |" in out
+    assert len(begun) == len(set(begun))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    visible = [execution.environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert visible == ["4", "7", "4"]
+
+
+def test_only_what_is_not_published_is_missing(reproduce, monkeypatch):
+    """The epochs are the published ones then, and a teacher is needed again all the same."""
+    lines = [{"data_set": "toy", "split": "test", "row": row, "seed": seed, "epochs": 3}
+             for row, seed in (("caser-t", 1234), ("caser-s", 1234), ("caser-rd", 1234),
+                               ("caser-t", 1), ("caser-s", 1))]  # fmt: skip
+    curves = [{"data_set": "toy", "row": row, "seed": 1234, "epoch": 3}
+              for row in ("caser-t", "caser-s", "caser-rd")]  # fmt: skip
+    numbers = Numbers.of_lines(results=lines, curves=curves)
+    monkeypatch.setattr("reproduction.runs.Numbers.read", lambda *_: numbers)
+    status, _, err, ran = reproduce("--missing", "--seeds", 2)
+    assert (status, err) == (0, [])
+    teacher, student = (" ".join(map(str, words)) for words in ran)
+    assert "--seed 1 --n_iter 3 --d 6" in teacher
+    assert "--seed 1 --n_iter 3 --d 4" in student
+    assert "caser-t-test-seed=1" in student
+    assert reproduce("--missing", "--seeds", 1)[3] == []
 
 
 def test_two_studies_at_once_wait_for_each_other(reproduce, monkeypatch):
@@ -370,12 +387,12 @@ def test_two_studies_at_once_wait_for_each_other(reproduce, monkeypatch):
     first = contextlib.ExitStack()
     first.enter_context(locked(STUDY / f".{STUDENT.name}.lock", ""))
 
-    def told(*words, **how):  # the first ends once the second says that it waits
-        print(*words, **how)
-        Path("left").rename(file)
-        first.close()
+    def end_of_the_first(seconds):  # the second looks again after some time
+        if Path("left").exists():
+            Path("left").rename(file)
+            first.close()
 
-    monkeypatch.setattr("support.processes.print", told, raising=False)
+    monkeypatch.setattr(execution.time, "sleep", end_of_the_first)
     status, out, err, ran = reproduce("--row", "caser-s")
     assert (status, err, ran) == (0, [], [])
     assert f"{STUDENT.name}: process {os.getpid()} of" in out
@@ -388,24 +405,32 @@ from support.processes import locked
 with locked({lock!r}, "it") as descriptors:
     subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=descriptors)
     os._exit(9)"""
-    waiting = f"from support.processes import locked; locked({lock!r}, 'it').__enter__()"
     with subprocess.Popen([*PYTHON, killed], cwd=ROOT, stdin=pipe) as study:
         assert study.wait() == 9
-        with subprocess.Popen([*PYTHON, waiting], cwd=ROOT, stdout=pipe) as other:
-            assert b" is at it; waiting" in other.stdout.readline()
-            with pytest.raises(subprocess.TimeoutExpired):
-                other.wait(0.3)
-            study.stdin.write(b"\n")
-            study.stdin.flush()
-            assert other.wait() == 0
+        with pytest.raises(Busy, match=f"it: process {study.pid} of .* is writing it"):
+            locked(lock, "it").__enter__()
+        study.stdin.write(b"\n")
+        study.stdin.flush()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Busy), locked(lock, "it"):
+                return
+        pytest.fail("the lock stays")
 
 
 def test_a_run_that_fails_or_can_only_fail_is_one_line(reproduce, monkeypatch):
     *answer, ran = reproduce("--figure", "K")  # before a teacher is trained
     assert "caser-rd-K=50-validation-search-seed=1234 can't be run: --K 50" in refusal(*answer)
     assert ran == []
-    monkeypatch.setattr(runs, "run_to_its_end", lambda *arguments: -signal.SIGKILL)
-    assert f"{SEARCH.name}: killed by signal 9" in refusal(*reproduce("--row", "caser-s"))
+    for status, told in ((-signal.SIGKILL, "killed by signal 9"), (2, "why it failed")):
+
+        def fail(words, log, lock, environment, status=status):
+            log.write("train_caser.py: error: why it failed\n")
+            log.flush()
+            return SimpleNamespace(poll=lambda: status, returncode=status)
+
+        monkeypatch.setattr(execution, "start", fail)
+        assert f"{SEARCH.name}: {told}" in refusal(*reproduce("--row", "caser-s"))
 
 
 def test_figures_are_drawn_with_their_data(reproduce, monkeypatch):
@@ -429,7 +454,7 @@ def test_figures_are_drawn_with_their_data(reproduce, monkeypatch):
     assert (status, len(ran)) == (0, 2)  # the search and the run of K = 3
     assert len((STUDY / "figures/K.csv").read_text().splitlines()) == 3
     ends = [title.partition("split, ")[2] for title in titles]
-    assert ends == ["mean of 2 seed(s)", "mean of 1 to 2 seed(s)"]
+    assert ends == ["mean of 2 seeds", "1 seed"]  # of the seeds that all points have
 
 
 def test_plot_of_runs(command, tmp_path, monkeypatch):

@@ -1,0 +1,278 @@
+"""The documents that are printed from the published numbers: RESULTS.md, the marked blocks of
+README.md, and the pictures in docs/ with the csv files behind them."""
+
+import re
+from pathlib import Path
+
+from reproduction.figures import (
+    FIGURES,
+    draw_figure,
+    draw_headline,
+    figure_points,
+    figure_title,
+    headline_points,
+    points_csv,
+)
+from reproduction.published import Numbers
+from reproduction.report import (
+    PROTOCOL,
+    TITLES,
+    decimal,
+    difference,
+    metric_cell,
+    p_value,
+    table,
+    table_1,
+    table_3,
+    table_of_metrics,
+    table_of_tests,
+)
+from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, TABLES
+from utils import UserError, atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+DIFFERENT_P = 0.05  # below it a difference counts as one
+
+# claim -> (row, rival): the row's MAP is higher
+CLAIMS = {
+    "The distilled student beats the student alone": ("caser-rd", "caser-s"),
+    "... by the paper's formulas": ("rd-paper", "caser-s"),
+    "... when all are trained to convergence": ("caser-rd-converged", "caser-s-converged"),
+    "The distilled student beats its teacher": ("caser-rd", "caser-t"),
+    "... by the paper's formulas ": ("rd-paper", "caser-t"),
+    "The hybrid weight beats position importance alone": ("caser-rd", "position"),
+    "The hybrid weight beats ranking discrepancy alone": ("caser-rd", "discrepancy"),
+    "Position importance alone beats w = 1/K": ("position", "uniform"),
+    "Ranking discrepancy alone beats w = 1/K": ("discrepancy", "uniform"),
+}
+HALF_THE_TIME = 0.6  # of the teacher's, at most
+
+HEAD = f"""\
+# Results
+
+<!-- Printed by `python reproduce_tables.py --documents` from reproduction/*.csv. -->
+
+{PROTOCOL}
+
+*p* is of the paired t-test over seeds, which asks of the mean MAP of training runs; Holm's
+correction is for the tests of one table. *p over users* is of Wilcoxon's signed-rank test, which
+takes the trained models as given and goes by ranks, so it can point away from the mean. A dash is
+what is not known.
+
+Every seed's line is in [reproduction/results.csv](reproduction/results.csv). ml-1m's are of before
+an epoch drew from the seed and its number ([CHANGELOG.md](CHANGELOG.md)): by seed only their MAP is
+known, to four digits. Machine and code stand at the end.
+
+## Where the paper's claims show
+
+The difference in mean MAP, and its p. A claim shows where the difference is above 0 with p below
+{DIFFERENT_P}; the last where the student takes {HALF_THE_TIME:.0%} of the teacher's time at most.
+"""
+
+
+def data_sets_of(numbers):
+    """The data sets with published results, in the documents' order."""
+    there = dict.fromkeys(numbers.results["data_set"])
+    return [name for name in DATA_SETS if name in there]
+
+
+def verdict(shown):
+    """Three words on whether a claim shows, from True, False or None (not known) a data set."""
+    known = [one for one in shown if one is not None]
+    if not known:
+        return "not run yet"
+    return "shows on all" if all(known) else "shows in part" if any(known) else "does not show"
+
+
+def claims_table(numbers):
+    """What the paper claims, the difference in MAP and its p on each data set, and a verdict."""
+    data_sets, lines = data_sets_of(numbers), []
+    for claim, pair in CLAIMS.items():
+        found = [difference(numbers, data_set, *pair) for data_set in data_sets]
+        cells = [f"{decimal(one.mean, '+')} (p {p_value(one.p)})" if one else "not run"
+                 for one in found]  # fmt: skip
+        shown = [one and bool(one.mean > 0 and one.p < DIFFERENT_P) for one in found]
+        lines.append([claim.strip(), *cells, verdict(shown)])
+    ratios = [time_ratios(numbers, data_set) for data_set in data_sets]
+    cells = [", ".join(f"{ratio:.0%} {how}" for how, ratio in of.items()) or "not measured"
+             for of in ratios]  # fmt: skip
+    shown = [max(of.values()) <= HALF_THE_TIME if of else None for of in ratios]
+    lines.append(["The student ranks in half the time", *cells, verdict(shown)])
+    return table(["claim", *data_sets, "verdict"], lines)
+
+
+def time_ratios(numbers, data_set):
+    """{how many users at once: the student's seconds by the teacher's} on a CPU."""
+    times = numbers.of("times", data_set=data_set, device="cpu")
+    seconds = times.set_index(["row", "at_once"])["seconds"].astype(float)
+    return {
+        {"1": "one by one"}.get(at_once, "together"): seconds["caser-rd", at_once]
+        / seconds["caser-t", at_once]
+        for at_once in dict.fromkeys(times["at_once"])
+    }
+
+
+def sources(numbers):
+    """A table of who trained what: data sets by commit, device, threads and versions."""
+    columns = ["commit", "device", "threads", "versions"]
+    lines = []
+    for key, frame in numbers.results.groupby(columns, sort=False):
+        names = [name for name in DATA_SETS if name in set(frame["data_set"])]
+        commits = re.sub(r"\b([0-9a-f]{7})[0-9a-f]{33}\b", r"\1", key[0])
+        lines.append([", ".join(names), len(frame), commits, *key[1:]])
+    return table(["data sets", "lines", "commit", "device", "threads", "versions"], lines)
+
+
+def results_text(numbers):
+    """RESULTS.md."""
+    data_sets = data_sets_of(numbers)
+    lines = [
+        *HEAD.splitlines(),
+        "",
+        *claims_table(numbers),
+        "",
+        f"## {TITLES['1']}",
+        "",
+        *table_1(numbers, data_sets),
+        "",
+    ]
+    for data_set in data_sets:
+        for number, names in TABLES.items():
+            there = numbers.of("results", data_set=data_set)
+            if number == "1" or not there["row"].isin(names).any():
+                continue
+            lines += [f"## {data_set}, {TITLES[number]}", ""]
+            if number == "3":
+                lines += [*table_3(numbers, data_set), ""]
+                continue
+            lines += [*table_of_metrics(numbers, data_set, names), ""]
+            tests = table_of_tests(numbers, data_set, COMPARISONS[number])
+            lines += [*tests, ""] if tests else []
+        if set(AUTHORS) & set(numbers.of("results", data_set=data_set)["row"]):
+            lines += [f"## {data_set}, the authors' released code", "",
+                      "Patched where it could not start; it ranks padding and takes unknown test"
+                      " items for another (differences 7 and 8 in docs/method.md).", "",
+                      *table_of_metrics(numbers, data_set, AUTHORS), ""]  # fmt: skip
+        for name in figures_of(numbers, data_set):
+            title = figure_title(numbers, data_set, name).replace("\n", ", ")
+            lines += [f"![{title}](docs/{data_set}-{name}.png)", ""]
+    lines += ["## Machine and code", "", *sources(numbers), ""]
+    return "\n".join(lines)
+
+
+def figures_of(numbers, data_set):
+    """The figures of which every point is published."""
+    return [
+        name
+        for name, (_, values, rows, _) in FIGURES.items()
+        if len({point[:2] for point in figure_points(numbers, data_set, name)})
+        >= len(rows) * max(len(values), 2)
+    ]
+
+
+# ---------------------------------------------------------------------------- README's blocks
+
+
+def headline_table(numbers):
+    """README's table: MAP of teacher, student alone and distilled, a column a data set."""
+    data_sets = data_sets_of(numbers)
+    lines = []
+    for name, title in (
+        ("caser-t", "Caser-T: the teacher"),
+        ("caser-s", "Caser-S: the student alone"),
+        ("caser-rd", "**Caser-RD: the student, distilled**"),
+        ("rd-paper", "Caser-RD by the paper's formulas"),
+    ):
+        cells = (
+            metric_cell(numbers.of("results", data_set=d, row=name, split="test"), "map")
+            for d in data_sets
+        )
+        lines.append([title, *(f"**{c}**" if name == "caser-rd" else c for c in cells)])
+    sizes = (parameters(numbers, data_set) for data_set in data_sets)
+    lines.append(["parameters: student / teacher", *sizes])
+    found = (difference(numbers, data_set, "caser-rd", "caser-s") for data_set in data_sets)
+    cells = (p_value(one.p) if one else "" for one in found)
+    lines.append(["*Caser-RD above Caser-S: p over seeds*", *cells])
+    return table(["MAP on the test split, mean ± sd of 5 seeds", *data_sets], lines)
+
+
+def parameters(numbers, data_set):
+    """The student's and the teacher's parameters, as "109k / 553k", where they were counted."""
+    times = numbers.of("times", data_set=data_set).drop_duplicates("row")
+    counts = times.set_index("row")["parameters"].astype(int)
+    short = (f"{n / 1e6:.2f}M" if n >= 1e6 else f"{n / 1e3:.0f}k"
+             for n in (counts.get("caser-rd", 0), counts.get("caser-t", 0)))  # fmt: skip
+    return " / ".join(short) if len(counts) else ""
+
+
+def evaluate_line(numbers):
+    """What --evaluate prints of the distilled student that the first run leaves."""
+    lines = numbers.of("results", data_set="ml-100k", row="caser-rd", seed="1234", split="test")
+    value = {name: float(cell or "nan") for name, cell in lines.iloc[0].items() if "@" in name}
+    parts = [f"map={float(lines['map'].iloc[0]):.4f}"]
+    for title, name in (("precisions", "precision"), ("recalls", "recall"),
+                        ("ndcgs", "ndcg_paper"), ("standard ndcgs", "ndcg")):  # fmt: skip
+        parts.append(f"{title}=" + ",".join(f"{value[f'{name}@{k}']:.4f}" for k in (3, 5, 10)))
+    return ["    Evaluation\t" + ", ".join(parts)]
+
+
+def convergence_line(numbers):
+    """One sentence on what is left of the gain when training has ended."""
+    parts = []
+    for data_set in data_sets_of(numbers):
+        few, many = (
+            difference(numbers, data_set, f"caser-rd{end}", f"caser-s{end}")
+            for end in ("", "-converged")
+        )
+        if few and many:
+            parts.append(f"{decimal(few.mean, '+')} becomes {decimal(many.mean, '+')}"
+                         f" (p {p_value(many.p)}) on {data_set}")  # fmt: skip
+    if not parts:
+        return []
+    return ["- **With up to 200 epochs instead of 50**, the gain in MAP over the student alone"
+            f" changes: {', '.join(parts)}."]  # fmt: skip
+
+
+BLOCKS = {"headline": headline_table, "evaluate": evaluate_line, "convergence": convergence_line}
+
+
+def with_blocks(text, numbers):
+    """``text`` with what stands between the marks <!-- NAME --> and <!-- end --> printed anew.
+    Raises UserError where a block's marks are not there."""
+    for name, lines_of in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        block = "\n".join([*lines_of(numbers), ""])
+        text, found = pattern.subn(lambda marks, b=block: marks[1] + b + marks[2], text)
+        if found != 1:
+            raise UserError(f"README.md: the marks <!-- {name} --> and <!-- end --> are not there")
+    return text
+
+
+# ---------------------------------------------------------------------------- all of them
+
+
+def document_texts(numbers, root=ROOT):
+    """{path below the root: text} of every document's text and every figure's csv."""
+    readme = (Path(root) / "README.md").read_text("utf-8")
+    texts = {"README.md": with_blocks(readme, numbers), "RESULTS.md": results_text(numbers)}
+    texts["docs/headline.csv"] = points_csv(headline_points(numbers), "data set", ["MAP", "sd"])
+    for data_set in data_sets_of(numbers):
+        for name in figures_of(numbers, data_set):
+            points = figure_points(numbers, data_set, name)
+            texts[f"docs/{data_set}-{name}.csv"] = points_csv(points, FIGURES[name][3], ["MAP"])
+    return texts
+
+
+def write_documents(root=ROOT):
+    """Print every document, and draw every picture, from the published numbers."""
+    numbers = Numbers.read()
+    for name, text in document_texts(numbers, root).items():
+        path = Path(root, name)
+        if not path.exists() or path.read_text("utf-8") != text:
+            with atomic_write(path, "w") as file:
+                file.write(text)
+            print(f"printed {name}")
+    draw_headline(numbers, Path(root, "docs/headline"))
+    for data_set in data_sets_of(numbers):
+        for name in figures_of(numbers, data_set):
+            draw_figure(numbers, data_set, name, Path(root, f"docs/{data_set}-{name}"))

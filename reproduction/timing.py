@@ -1,0 +1,58 @@
+"""Table 3's measurement: parameters, size, and the time to rank all items for every test user."""
+
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from kernels import topk
+from reproduction.rows import ROWS
+from support.checkpoint import restore_network
+from support.run import commit
+from utils import versions
+
+AT_ONCE = (256, 1)  # users ranked together
+
+
+def measure(study, names):
+    """The lines of times.csv of the rows that are finished: medians of 3."""
+    data = study.data()
+    users = np.flatnonzero(np.diff(data.test.tocsr().indptr))
+    lines = []
+    for row in (ROWS[name] for name in names):
+        for run in study.finished_runs(row)[:1]:
+            net = restore_network(run.trained()).eval()
+            for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+                net.to(device)
+                for at_once in AT_ONCE:
+                    seconds = [ranking_seconds(net, data.train, users, at_once) for _ in range(3)]
+                    lines.append({
+                        "data_set": study.dataset,
+                        "row": row.name,
+                        "device": device,
+                        "at_once": at_once,
+                        "seconds": round(statistics.median(seconds), 3),
+                        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+                        "megabytes": round(run.checkpoint.stat().st_size / 1e6, 1),
+                        "threads": torch.get_num_threads(),
+                        "versions": ", ".join(f"{name} {of}" for name, of in versions().items()),
+                        "commit": commit(),
+                    })  # fmt: skip
+    return lines
+
+
+@torch.inference_mode()
+def ranking_seconds(net, train, users, at_once):
+    """How long it takes to rank all items for users (n,), ``at_once`` of them together."""
+    device = next(net.parameters()).device
+    windows = torch.from_numpy(train.test_sequences.sequences[users]).to(device)
+    users = torch.from_numpy(users).to(device)
+    started = time.perf_counter()
+    for first in range(0, len(users), at_once):
+        part = slice(first, first + at_once)
+        scores = net.score_all(windows[part], users[part])
+        topk(scores, min(10, scores.shape[1]))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
