@@ -192,7 +192,7 @@ def named_users(text, model):
         lines = [(f"{text}, line {number}", name) for number, name in enumerate(names, 1)]
     else:
         lines = [("--users", name.strip(whitespace)) for name in text.split(",")]
-    wanted = [(place, name) for place, name in lines if name]
+    wanted = list({name: (place, name) for place, name in lines if name}.values())
     if not wanted:
         raise UserError(f"--users {text}: names nobody; give ids, or leave the flag out for all")
     for place, name in wanted:

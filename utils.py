@@ -84,7 +84,9 @@ def run_command(main):
 
 
 def _complain(message, status=2):
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a disk that is full takes no complaint
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.stderr.flush()
     return status
 
 
@@ -191,7 +193,7 @@ def versions():
 def atomic_write(path, mode="wb"):
     """Open a file that appears at ``path`` whole, when the block ends, or not at all."""
     path = Path(os.path.realpath(path))  # replace what a link points at, not the link
-    _refuse_read_only(path)
+    _refuse_what_stays(path)
     temporary = temporary_beside(path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -203,7 +205,9 @@ def atomic_write(path, mode="wb"):
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:
+        if isinstance(error, OSError) and error.errno is None:  # numpy's
+            raise UserError(f"{path}: could not be written; is the disk full? ({error})") from None
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     sync_folder(path.parent)
@@ -211,17 +215,20 @@ def atomic_write(path, mode="wb"):
 
 def temporary_beside(path):
     """Where this process writes what is to become ``path``; what killed processes of this machine
-    left for it is removed."""
+    left in its folder is removed."""
     path = Path(path)
     start = f".{path.name}.{platform.node()}."
-    for leftover in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+    for leftover in path.parent.glob(f".*.{glob.escape(platform.node())}.*.tmp"):
         if not _is_running(leftover.name.split(".")[-2]):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return path.with_name(f"{start}{os.getpid()}.tmp")
 
 
-def _refuse_read_only(path):
-    """UserError for a file without any write bit: whoever took it away, root too, meant it."""
+def _refuse_what_stays(path):
+    """UserError for what is not to be replaced: a device or a pipe, or a file without any write
+    bit, since whoever took it away, root too, meant it."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is no regular file; name another")
     if path.is_file() and not path.stat().st_mode & 0o222:
         raise UserError(f"{path}: is read-only; make it writable (chmod +w) or name another file")
 
@@ -251,7 +258,7 @@ def require_writable(path):
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise UserError(f"{path}: is a folder, and a file is to be written there; remove it")
-    _refuse_read_only(path)
+    _refuse_what_stays(path)
     probe = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.data_set import read_interactions
 from support.rows import Layout, read_rows
-from support.sources import blob_id, download, guessed_delimiter, open_source
+from support.sources import blob_id, download, guessed_delimiter, open_source, reported_damage
 from support.splits import (
     appearing_folder,
     count,
@@ -96,8 +96,9 @@ def fetch_ml_100k():
 def prepare_ml_100k(folder, args):
     """MovieLens-100K: 5-core, time order with ties in the file's order."""
     if args.source:
-        with open_source(args.source, ("ml-100k/u.data", "u.data")) as file:
-            data, name = file.read(), args.source
+        name = args.source
+        with open_source(name, ("ml-100k/u.data", "u.data")) as file, reported_damage(name):
+            data = file.read()
     else:
         data, name = fetch_ml_100k(), WHEEL_FILE
     layout = Layout((0, 1, 2, 3), "\t", header=b"user_id:" in data[:20])
@@ -211,7 +212,8 @@ def prepare_csv(folder, args):
     columns = [int(c) - 1 if c and n else c for c, n in zip(columns, numbered, strict=True)]
     if -1 in columns:
         raise UserError("--user, --item, --time, --rating: columns are numbered from 1")
-    delimiter = (args.delimiter or guessed_delimiter(source)).replace("\\t", "\t")
+    delimiter = args.delimiter or guessed_delimiter(source)
+    delimiter = "\t" if delimiter == "tab" else delimiter.replace("\\t", "\t")
     if set(delimiter) & set('"\r\n'):
         raise UserError("--delimiter: a quote or a line end can't divide columns; name another")
     header = args.header or not all(numbered)
@@ -267,7 +269,7 @@ def get_args_parser():
     group.add_argument(
         "--header", action="store_true", help="skip line 1 though columns are numbers"
     )
-    path_flag(group, "--delimiter", "between columns (default: , or a tab, by line 1)",
+    path_flag(group, "--delimiter", "between columns (default: comma, tab or semicolon, by line 1)",
               metavar="TEXT")  # fmt: skip
     group.add_argument("--dates", choices=["dmy", "mdy"],
                        help="whether 03/04/2011 has the day or the month first (default: told by a "
@@ -306,14 +308,21 @@ def main(argv=None):
     if name == "gowalla" and folder.is_dir() and is_authors(folder):
         print(f"{folder}: the authors' own files are here and are used as they are")
         compare_with_paper(counts_of(folder))
-    elif folder.exists():
-        otherwise = ", or name this one by --as_name" if args.name == "csv" else ""
-        raise UserError(f"{folder}: exists already; delete it to prepare it again{otherwise}")
+    elif os.path.lexists(folder):
+        other = "--as_name names" if args.name == "csv" else "--output_dir names"
+        if not (folder / "test" / "train.txt").is_file() or _is_within(args.source, folder):
+            raise UserError(f"{folder}: exists already, and not as this data set; {other} another")
+        raise UserError(f"{folder}: exists already; delete it to prepare it again; {other} another")
     else:
         DATASETS[args.name](folder, args)
     if args.teacher:
         fetch_teacher(folder.parent.parent / "checkpoints")
     return 0
+
+
+def _is_within(path, folder):
+    """Whether a path, if there is one, is a folder or lies in it."""
+    return bool(path) and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def counts_of(folder):

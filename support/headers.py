@@ -13,6 +13,7 @@ CSV = (
 MISSING = {"nan", "na", "n/a", "null", "none", "nil", "inf", "-inf", "-", "?", "."}  # no names
 # Where structure can't tell, these names do: a line with one is refused, never skipped.
 USER = re.compile(r"(?i)[\"']?(?:users?(?:[_-]?id)?|uid)(?::\w+)?[\"']?")
+ID = re.compile(r"(?:[_-](?:id|ID)|[a-z]I[dD])[\"']?$")  # customer_id, movieId
 ITEM = re.compile(r"(?i)[\"']?(?:items?(?:[_-]?id)?|iid)(?::\w+)?[\"']?")
 
 
@@ -32,9 +33,16 @@ def header_or_fault(fields, rest):
     if len(fields) == 2:
         if worded and rest and all(field.isdigit() for row in rest for field in row):
             return True, None
-        if USER.fullmatch(fields[0]) or ITEM.fullmatch(fields[1]):
+        if any(_is_word_over_numbers(*column) for column in zip(fields, *rest, strict=True)):
+            return False, HEADER
+        if USER.fullmatch(fields[0]) or ITEM.fullmatch(fields[1]) or all(map(ID.search, fields)):
             return False, HEADER
     return False, None
+
+
+def _is_word_over_numbers(field, *below):
+    """Whether a column's first field has a letter, and those below, if any, have digits alone."""
+    return bool(below) and any(map(str.isalpha, field)) and all(map(str.isdigit, below))
 
 
 def _is_csv(fields, rest):

@@ -8,16 +8,14 @@ the first bad line is named.
 import csv
 import io
 import itertools
-import lzma
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from support.headers import HEADER, has_header_row, header_or_fault, is_number
+from support.sources import SEPARATOR_LINE, reported_damage
 from support.times import Times
 from utils import UserError
 
@@ -27,6 +25,7 @@ EXPECTED = "expected `user item [rating [time]]`, separated by spaces or tabs"
 
 MARK = b"\xef\xbb\xbf"  # the byte order mark that begins some UTF-8 files
 BLANKS = bytes.maketrans(b"\t\v\f", b"   ")
+BLANK_LINE = re.compile(rb"(?m)^ +$")
 # Such as `1<tab>Toy Story<tab>5`.
 SPACE_INSIDE_TABS = re.compile(rb"(?m)^(?=[^\n]*\S[ ]*\t)[^\n]*[^\s][ ]+[^\s][^\n]*")
 
@@ -65,14 +64,12 @@ def read_rows(file, name, layout=TRAINING):
     reader = _Reader(name, layout)
     columns = ("user", "item", "rating")
     numbers, parts = [{} for _ in columns], [[] for _ in columns]
-    try:
+    with reported_damage(name):
         for block in reader.blocks(file):
             coded = reader.read(block)
             for seen, part, (codes, texts) in zip(numbers, parts, coded, strict=True):
                 places = [seen.setdefault(text, len(seen)) for text in texts]
                 part.append(np.array(places, dtype=np.int32)[codes])
-    except (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{name}: damaged ({error})") from None
     if not parts[0]:
         raise UserError(f"{name}: no rows in it{f'; {EXPECTED}' if reader.plain else ''}")
     frame = {
@@ -114,9 +111,14 @@ class _Reader:
         \\n behind every line; blank lines stay."""
         while block := file.read(BLOCK):
             block += file.readline()
+            if self.width is None and not self.quotes:
+                self.quotes = self.delimiter == b"\t" and _is_quoted(block)
             while self._ends_inside_quotes(block) and (more := file.read(BLOCK)):
                 block += more + file.readline()
             block = self._normalized(block)
+            if self.line == 1 and not self.plain:
+                end = block.index(b"\n")
+                block = SEPARATOR_LINE.sub(b"", block[:end]) + block[end:]
             after = self.line + block.count(b"\n")
             if self.width is None:
                 block = self._without_header(block)
@@ -139,7 +141,7 @@ class _Reader:
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         block += b"" if block.endswith(b"\n") else b"\n"
-        if self.line == 1:
+        while self.line == 1 and block.startswith(MARK):
             block = block.removeprefix(MARK)
 
         def refuse(position, reason):
@@ -154,7 +156,7 @@ class _Reader:
         if self.mark != self.delimiter:
             block = block.replace(self.delimiter, self.mark)
         if not self.plain:
-            return block
+            return BLANK_LINE.sub(b"", block) if b"\n " in block or block[:1] == b" " else block
         if b"\t" in block and b" " in block and (found := SPACE_INSIDE_TABS.search(block)):
             refuse(found.start(), f"{_quoted(found[0].decode())} has a space between tabs; ids hold"
                    " no white space, and one kind of separator divides the columns")  # fmt: skip
@@ -205,8 +207,9 @@ class _Reader:
             if header:
                 place = f"{self.name}, line {self.first}"
                 self.notes.append(f"{place}: {self._shown(fields)} is a header and was skipped")
-        if self.places[0] == self.places[1]:
-            raise UserError(f"{self.name}: user and item are the same column; name two")
+        named = [place for place in self.places if place is not None]
+        if len(set(named)) < len(named):
+            raise UserError(f"{self.name}: two of user, item, rating and time are the same column")
         if not header:
             return block
         lines = after - self.line
@@ -287,7 +290,8 @@ class _Reader:
                 raise _Fault(f" has {width} fields, {above} {self.width}")
         needed = [place for place in self.places if place is not None]
         if max(needed) >= self.width:
-            raise _Fault(f" has {self.width} column(s); more are needed")
+            advice = "" if self.plain else "; --delimiter says what stands between them"
+            raise _Fault(f" has {self.width} column(s); more are needed{advice}")
         if rows:
             return len(rows), list(zip(*rows, strict=True)).__getitem__
         frame = pd.read_csv(
@@ -308,6 +312,15 @@ class _Reader:
 
     def _shown(self, fields):
         return _quoted(self.delimiter.decode().join(fields))
+
+
+def _is_quoted(block):
+    """Whether the first row of tab-separated lines has its words in quotes, as R and Python write
+    them; else a quote is part of a word."""
+    fields = block.lstrip().split(b"\n", 1)[0].strip().split(b"\t")
+    fields = [field.strip().decode("utf-8", "replace") for field in fields]
+    words = [field for field in fields if not is_number(field)]
+    return bool(words) and all(len(word) > 1 and word[0] == word[-1] == '"' for word in words)
 
 
 class _Fault(Exception):

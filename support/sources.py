@@ -2,11 +2,14 @@
 
 import bz2
 import contextlib
+import functools
 import gzip
 import hashlib
 import http.client
 import lzma
 import os
+import re
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +22,9 @@ from tqdm import tqdm
 from utils import UserError
 
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+ZIP = (b"PK\3\4", b"PK\5\6")
+TAR, TAR_PLACE = b"ustar", 257
+SEPARATOR_LINE = re.compile(rb"(?i)^(?:\xef\xbb\xbf)?sep=(.)\s*$")  # that Excel reads
 CHUNK = 1 << 16  # bytes that are read at a time
 ATTEMPTS = 4  # of a download whose connection breaks off
 PAUSE = 1.0  # seconds before the next one
@@ -26,35 +32,64 @@ PAUSE = 1.0  # seconds before the next one
 
 def open_source(path, members=()):
     """Open a file for reading bytes: as it is, or what is packed in it, which its first bytes tell.
-    Of a zip the one of ``members`` that it holds, or its only file."""
+
+    Of a zip the one of ``members`` that it holds, or its only file. UserError where the path is no
+    regular file (a pipe can be read but once), or what is packed is packed again.
+    """
     with open(path, "rb") as file:
-        start = file.read(6)
-    for mark, opened in PACKED.items():
-        if start.startswith(mark):
-            return opened(path)
-    if not (start.startswith(b"PK\3\4") or str(path).lower().endswith(".zip")):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: is no regular file; save it as one first")
+        start = file.read(len(TAR) + TAR_PLACE)
+    if is_archive(start):
+        raise UserError(f"{path}: is a tar archive; unpack it and name the file in it")
+    opened = next((opened for mark, opened in PACKED.items() if start.startswith(mark)), open)
+    if start.startswith(ZIP):
+        opened = functools.partial(_open_member, members=members)
+    if opened is open:
         return open(path, "rb")
-    try:
+    with reported_damage(path), opened(path) as file:
+        start = file.read(len(TAR) + TAR_PLACE)
+    if start.startswith((*PACKED, *ZIP)) or is_archive(start):
+        raise UserError(f"{path}: holds a file that is packed again; unpack that and name it")
+    return opened(path)
+
+
+def is_archive(start):
+    """Whether a file that begins so is a tar archive."""
+    return start[TAR_PLACE:] == TAR
+
+
+def _open_member(path, members):
+    with reported_damage(path):
         archive = zipfile.ZipFile(path)
         files = [name for name in archive.namelist() if not name.endswith("/")]
+        files = [name for name in files if not name.startswith("__MACOSX/")]
         meant = [name for name in members if name in files] or files
         if len(meant) != 1:
-            held = ", ".join(meant)[:300]
+            held = ", ".join(meant)[:300] or "no file"
             raise UserError(f"{path}: holds {held}; unpack it and name one of them")
         return archive.open(meant[0])
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
+
+
+@contextlib.contextmanager
+def reported_damage(path):
+    """Turn what reading a damaged packed file raises into a UserError that names ``path``."""
+    try:
+        yield
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    except (KeyError, NotImplementedError, RuntimeError) as error:  # a password, say
         raise UserError(f"{path}: {error}") from None
 
 
 def guessed_delimiter(path):
-    """What divides the columns of a file, by its first line: a tab where no comma is, else a
-    comma."""
-    with open_source(path) as file:
-        try:
-            line = next((line for line in file if line.strip()), b"")
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            raise UserError(f"{path}: damaged ({error})") from None
-    return "\t" if b"\t" in line and b"," not in line else ","
+    """What divides the columns of a file, by its first line: what is there most often of comma,
+    tab and semicolon."""
+    with open_source(path) as file, reported_damage(path):
+        line = next((line for line in file if line.strip()), b"")
+    if found := SEPARATOR_LINE.match(line):
+        return found[1].decode("utf-8", "replace")
+    return max(",\t;", key=lambda mark: line.count(mark.encode()))
 
 
 def blob_id(path):

@@ -4,6 +4,7 @@ Rows are DataFrames as ``rows.read_rows`` gives them.
 """
 
 import contextlib
+import filecmp
 import math
 import os
 import shutil
@@ -116,12 +117,28 @@ def appearing_folder(folder):
         try:
             os.rename(temporary, folder)
         except OSError:
-            if not folder.is_dir():
+            if not os.path.lexists(folder):
                 raise
-            print(f"{folder}: meanwhile another run has prepared it")
+            if not _same_files(temporary, folder):
+                raise UserError(
+                    f"{folder}: meanwhile another run has made it, of other rows; that one stays"
+                ) from None
+            print(f"{folder}: meanwhile another run has prepared the same")
+    except OSError as error:
+        if error.filename:
+            error.filename = str(error.filename).replace(str(temporary), str(folder))
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # nothing is there once it is renamed
     sync_folder(folder.parent)
+
+
+def _same_files(first, second):
+    """Whether every file of one folder is in the other, byte for byte."""
+    names = [path.relative_to(first) for path in first.rglob("*.txt")]
+    return all((second / name).is_file() for name in names) and all(
+        filecmp.cmp(first / name, second / name, shallow=False) for name in names
+    )
 
 
 def _lines(rows):

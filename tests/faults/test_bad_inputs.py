@@ -2,6 +2,7 @@
 2, nothing trained, and no file or folder changed."""
 
 import contextlib
+import gzip
 import io
 import os
 import pickle
@@ -169,7 +170,8 @@ CSV_FLAGS = {
     "--delimiter '\"'": "--delimiter", "--delimiter ''": "--delimiter",
     "--source nowhere.csv": "nowhere.csv", "--source . --as_name x": "Is a directory",
     "--output_dir mine.csv": "mine.csv", "--user uid": "mine.csv, line 1: no columns 'uid'",
-    "--user i": "same column", "--item 1": "same column", "--rating ''": "--rating",
+    "--user i": "same column", "--item 1": "same column", "--time u": "same column",
+    "--rating ''": "--rating", "--dates dmy": "line 2: ... '0' is a number, and --dates",
 }
 BAD_ROWS = [  # training files
     ("", "no rows"), ("\n\n \n", "no rows"), ("\ufeff", "no rows"),
@@ -227,8 +229,15 @@ BAD_CSV = [  # files with columns u, i and t
     ("u,i,t\na,b,1,\n", "line 2: ... 4 fields"), ("u,i,t,r\na,b,1\n", "line 2: ... 3 fields"),
     ("u,i,t\na,b,1\na,b\n", "line 3: ... 2 fields"), ("i,t\nu,a,1\nv,a,2\n", "line 1: ... 'u'"),
     ("u,i,t\n1,a,b,1\n2,a,c,2\n", "line 2: ... 4 fields"), ("u,i\na,b,1\n", "line 1: ... 't'"),
-    ("u;i;t\na;b;1\n", "line 1: ... --delimiter"), ("u, i,u,t\n" + ROWS, "line 1: 2 columns 'u'"),
-    ("u,i,t\na,b,1\n \nc,d,2\n", "line 3: ... 1 fields"),
+    ("u|i|t\na|b|1\n", "line 1: ... --delimiter"), ("u, i,u,t\n" + ROWS, "line 1: 2 columns 'u'"),
+    ("u,i,t\na,b,1\n7\nc,d,2\n", "line 3: ... 1 fields"),
+    *(("u,i,t\n" + "".join(f"a,b,{time}\n" for time in times), said) for times, said in (
+        (("1300000000", "1300000001", "1300000002000"), "line 4: ... 1300000002000 (milliseconds"),
+        (("20110313", "1300000001"), "line 3: ... 20110313 (days"),
+        (("05012011", "13052011"), "line 2: ... '05012011' is no time"),
+        (("1", "1_000"), "line 3: ... '1_000' is no time"),
+        (("2011.9", "2011.10"), "line 3: ... write 2011-09"),
+        (("2011-03-13T07:06:40.1234567899Z",), "line 2: ... more than nine decimals"))),
     ('u,i,t\na,b,1\na,"c,2\nd,e,3\n', "line 3: a quote opens here"),
     ('u,i,"t\na,b,1\n', "line 1: a quote opens here"),
     ('u,i,t\na,b,1\n"', "line 3: a quote opens here"),
@@ -370,7 +379,9 @@ TABLE = [
      {"mine.csv": "a,b,1\na,b\n"}),
     *((CSV.replace(".csv", ".zip"), f"mine.zip: {said}", {"mine.zip": data}) for said, data in (
         ("holds r.csv, s.csv", zipped({"r.csv": ROWS, "s.csv": ROWS})),
-        ("File is not", b"PK no zip"),
+        ("damaged (File is not", zipped({"r.csv": ROWS})[:90]), ("holds no file", zipped({})),
+        ("holds a file that is packed again; unpack",
+         zipped({"r.csv": gzip.compress(ROWS.encode())})),
         ("damaged", zipped({"r.csv": ROWS}, zipfile.ZIP_LZMA).replace(b"]\0", b"\0\0", 1)))),
     *((ML_100K, f"mine.csv ... {said}", {"mine.csv": data}) for data, said in BAD_ML_100K),
     (f"{CSV.replace('mine.csv', 'mine.2020.csv')} --output_dir .", "--as_name",
@@ -383,7 +394,7 @@ TABLE = [
     ("prepare gowalla-tail --output_dir new", "needs --source"),
     ("prepare gowalla-tail --source toy --output_dir new", "validation/test.txt"),
     *(("prepare ml-1m --source no.zip --output_dir new", f"no.zip: {said}", {"no.zip": data})
-      for said, data in (("File is not", b"PK no zip"),
+      for said, data in (("damaged (File is not", zipped({"x": "1"})[:30]),
                          ("holds x, y", zipped({"x": "1", "y": "1"})))),
     ("prepare ml-100k --source x --output_dir .", "exists already", {"ml-100k/mine": "precious"}),
     ("prepare gowalla --output_dir .", "exists already", {"gowalla/test/train.txt": "a x\n"}),

@@ -228,19 +228,26 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, command, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
 
 
-def test_two_runs_at_once_prepare_once(tmp_path, prepared, monkeypatch):
-    real = os.rename
-
+def test_of_two_runs_at_once_one_prepares(tmp_path, prepared, command, monkeypatch):
     def second(temporary, folder):
-        real(temporary, folder)
-        temporary.mkdir()
-        (temporary / "file").touch()
-        real(temporary, folder)
+        folder.mkdir()
+        (folder / "file").touch()
+        raise OSError("it is there")
 
     monkeypatch.setattr(os, "rename", second)
     (tmp_path / "r.csv").write_text(CSV)
-    assert "meanwhile" in prepared("csv", "--source", tmp_path / "r.csv", *BY_NAME)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
+    flags = ["csv", "--source", tmp_path / "r.csv", "--output_dir", tmp_path / "out", *BY_NAME]
+    assert "of other rows; that one stays" in command(prepare.main, *flags)[2][0]
+    assert os.listdir(tmp_path / "out/r") == ["file"]
+
+    def twice(temporary, folder):
+        shutil.copytree(temporary, folder)
+        raise OSError("it is there")
+
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(os, "rename", twice)
+    assert "has prepared the same" in prepared("csv", "--source", tmp_path / "r.csv", *BY_NAME)
+    assert os.listdir(tmp_path / "out") == ["r"]
 
 
 # ---------------------------------------------------------------------------- the download
@@ -299,12 +306,46 @@ def test_packed_files_are_read_by_what_they_are(tmp_path, prepared, name):
     assert parts(tmp_path / "out" / "ml-100k") == wanted
 
 
-def test_tabs_are_found_whatever_the_file_is_called(tmp_path, prepared):
-    lines = "".join(f"u{n % 7}\ti{n % 11}\t{n}\n" for n in range(300))
-    (tmp_path / "log.txt").write_text("who\twhat\twhen\n" + lines)
-    prepared("csv", "--source", tmp_path / "log.txt", "--user", "who", "--item", "what", "--time",
-             "when")  # fmt: skip
-    assert all(parts(tmp_path / "out" / "log"))
+@pytest.mark.parametrize("name", ["gz", "bz2", "xz", "zip"])
+def test_damaged_packed_files_are_one_line(tmp_path, command, name):
+    data = "".join(f"{n % 7}\t{n % 11}\t5\t{n}\n" for n in range(30_000)).encode()
+    whole = bytearray(packed(name, data))
+    for broken in (whole[: len(whole) // 2], whole[:200] + b"??" + whole[202:]):
+        (tmp_path / name).write_bytes(broken)
+        for flags in (["ml-100k"], ["csv", "--user", 1, "--item", 2, "--time", 4]):
+            status, _, err = command(prepare.main, *flags, "--source", tmp_path / name,
+                                     "--output_dir", tmp_path / "out")  # fmt: skip
+            assert (status, len(err)) == (2, 1)
+            assert f"{tmp_path / name}" in err[0]
+
+
+def test_a_pipe_is_refused_and_what_is_no_data_set_is_not_to_be_deleted(tmp_path, command):
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # which a reader would wait for
+    flags = ["csv", "--user", 1, "--item", 2, "--time", 3, "--output_dir", tmp_path]
+    words = [*flags, "--source", tmp_path / "pipe", "--as_name", "piped"]
+    assert "pipe: is no regular file" in command(prepare.main, *words)[2][0]
+    os.close(writer)
+    (tmp_path / "ml-100k").mkdir()
+    (tmp_path / "ml-100k/u.data").write_text("1\t2\t3\t4\n")
+    (tmp_path / "hang").symlink_to("nowhere")
+    (tmp_path / "log").write_text("a,b,1\n")
+    for words in (["ml-100k", "--source", tmp_path / "ml-100k/u.data", "--output_dir", tmp_path],
+                  [*flags, "--source", tmp_path / "log"],
+                  [*flags, "--source", tmp_path / "log", "--as_name", "hang"]):  # fmt: skip
+        status, _, err = command(prepare.main, *words)
+        assert (status, len(err)) == (2, 1)
+        assert "exists already, and not as this data set" in err[0]
+        assert "delete" not in err[0]
+
+
+def test_tabs_and_semicolons_are_found_whatever_the_file_is_called(tmp_path, prepared):
+    lines = "".join(f"u{n % 7}\ti{n % 11}\tA, B;\t{n}\n" for n in range(300))
+    for mark in "\t;":
+        path = tmp_path / f"log{ord(mark)}.txt"
+        path.write_text(f"who\twhat\ttitle\twhen\n{lines}".replace(";", "").replace("\t", mark))
+        prepared("csv", "--source", path, "--user", "who", "--item", "what", "--time", "when")
+        assert all(parts(tmp_path / "out" / path.stem))
 
 
 @pytest.mark.parametrize("keep", ["all", "first", "last"])
@@ -325,7 +366,7 @@ def test_which_of_a_pairs_rows_stay(tmp_path, prepared, keep):
 def test_what_a_killed_prepare_left_is_swept(tmp_path, prepared):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    left = tmp_path / "out" / f".log.{platform.node()}.{dead.pid}.tmp"
+    left = tmp_path / "out" / f".other.{platform.node()}.{dead.pid}.tmp"
     (left / "test").mkdir(parents=True)
     (left / "test" / "train.txt").touch()
     (tmp_path / "log.csv").write_text("".join(f"u{n % 7},i{n % 11},{n}\n" for n in range(300)))

@@ -21,7 +21,7 @@ from distillation import distillation_parser
 from recommender import Recommender
 from support.checkpoint import records_path
 from support.command_line import boolean, training_parser
-from utils import Stopped, UserError, atomic_write, run_command
+from utils import Stopped, UserError, atomic_write, require_writable, run_command
 
 sys.path.insert(0, str(ROOT / "datasets"))
 import prepare
@@ -151,6 +151,25 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(command, toy, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert str(path) in done.stderr
     assert path.read_bytes() == before
+
+    def without_a_number():  # as numpy says it
+        with atomic_write(tmp_path / "lists.npy"):
+            raise OSError("10 requested and 0 written")
+
+    status, _, err = command(without_a_number)
+    assert (status, len(err)) == (2, 1)
+    assert "lists.npy: could not be written; is the disk full? (10 requested" in err[0]
+
+
+def test_devices_and_pipes_are_no_outputs(tmp_path):
+    """Once a device was replaced by a file, where root ran it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        for write in (require_writable, lambda path: atomic_write(path).__enter__()):
+            with pytest.raises(UserError, match="pipe: is no regular file"):
+                write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_scripts_work_without_docstrings(tmp_path):

@@ -53,10 +53,15 @@ def test_a_header_over_ratings_is_skipped_and_said(header):
 def test_a_header_of_two_words_is_one_over_numbers_alone():
     rows, notes = read("kundin ware\n1 2\n1 3\n")
     assert (pairs(rows), len(notes)) == ([("1", "2"), ("1", "3")], 1)
-    for data in ("kundin ware\n1 2\na 3\n", "u1 i1\n1 2\n", "USER ITEM 5\nb x 3\n", "u i 5\n"):
+    for data in ("kundin ware\na 2\nb 3x\n", "u1 i1\n", "USER ITEM 5\nb x 3\n", "u i 5\n"):
         rows, notes = read(data)
         assert pairs(rows)[0] == tuple(data.split()[:2])
         assert notes == []
+    # One column of words over numbers, or names of ids, may be a header: never a phantom user.
+    for data in ("kundin ware\n1 2\na 3\n", "u1 i1\n1 2\n", "customer_id movie_id\n116 t3\n",
+                 "movieId userId\n5 117a\n"):  # fmt: skip
+        with pytest.raises(UserError, match=r"line 1: .*looks like a header"):
+            read(data)
 
 
 ODD_IDS = [
@@ -84,6 +89,22 @@ def test_a_csv_may_quote_what_divides_columns_and_rows():
     data = 't,"u",title,i\r\n1," a, b""c ","line 1\r\nline 2, ""so""",x\r\n2,d,,"y"\r\n'
     rows, _ = read(data.replace(" b", "b"), Layout(("u", "i", None, "t"), ",", header=True))
     assert pairs(rows) == [('a,b"c', "x"), ("d", "y")]
+    assert rows["time"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("start", "delimiter"),
+    [("", ","), ("\n", ","), (" \n\r\n", ","), ("sep=;\r\n", ";"), ("\ufeffsep=,\n", ","),
+     ("\ufeff\ufeff", ","), ('"', "\t")],
+)  # fmt: skip
+def test_what_exports_have_around_their_header_and_rows(start, delimiter):
+    """Excel's first line, lines of blanks, marks; R's quotes between tabs."""
+    quote = '"' if start == '"' else ""
+    rows = ["u", "i", "t"], ["a", "x", "1"], ["b", "y", "2"]
+    lines = [delimiter.join(f"{quote}{field}{quote}" for field in row) for row in rows]
+    data = start.strip('"') + "\n".join(lines) + "\n  \n"
+    rows, _ = read(data, Layout(("u", "i", None, "t"), delimiter, header=True))
+    assert pairs(rows) == [("a", "x"), ("b", "y")]
     assert rows["time"].tolist() == [1, 2]
 
 
@@ -138,7 +159,8 @@ def test_times_of_every_kind_are_in_order():
     ("first", "second"),
     [("Sun Mar 13 07:06:40 +0000 2011", "Sun Mar 13 08:06:41 +0100 2011"),
      ("13 Mar 2011, 07:06", "13 Mar 2011, 07:07"), ("Mar 9, 2011", "Mar 13, 2011"),
-     ("2011/03/13", "2011/03/14"), ("12.03.2011 07:06", "13.03.2011 07:05"),
+     ("May 1, 2011", "June 1, 2011"), ("2011/03/13", "2011/03/14"),
+     ("12.03.2011 07:06", "13.03.2011 07:05"),
      ("03/12/2011 11:59 PM", "03/13/2011 12:01 AM"), ("02/04/2011", "13/03/2011")],
 )  # fmt: skip
 def test_times_of_exports_are_in_order(first, second):
