@@ -23,6 +23,7 @@ FULL_MONTHS = ("%b", "%B")  # a column of May alone is of both
 # What whole numbers count since 1970, by their size from 1973 to 2286.
 UNITS = {"seconds": 10**8, "milliseconds": 10**11, "microseconds": 10**14, "nanoseconds": 10**17}
 TOO_FINE = re.compile(r"[.,]\d{10}")
+LEADING_ZERO = re.compile(r"\n0[0-9]")  # 05012011 is a date
 MONTH = re.compile(r"(?:19|20)\d\d\.(?:\d|1[0-2])")
 READABLE = "numbers, ISO 8601, 03/13/2011 07:06, 13 Mar 2011, Sun Mar 13 07:06:40 +0000 2011"
 FLOAT_DIGITS = 15  # that many a float keeps apart, whatever they are
@@ -46,7 +47,8 @@ class Times:
         than those before."""
         texts = [text.strip() for text in texts]
         form, part = _parsed(texts)
-        if form == "ISO 8601" and (fine := list(filter(TOO_FINE.search, texts))):
+        long = form == "ISO 8601" and max(map(len, texts)) > len("2011-03-13T07:06:40.123456789")
+        if long and (fine := list(filter(TOO_FINE.search, texts))):
             raise ValueError(f": {fine[0][:60]!r} has more than nine decimals; round it")
         if form == "number":
             self._look_at_numbers(texts, part)
@@ -127,13 +129,13 @@ def _is_date(number):
 def _parsed(texts):
     """The form of texts and the times in them, as a Series or, where days and months are numbers,
     a Series each for "day_first" and "month_first"; (None, None) where they are no times."""
-    joined = "".join(texts)
+    joined = "\n".join(["", *texts])
     if "_" in joined or not joined.isascii():  # int takes 1_000 and digits of other scripts
         return None, None
     with contextlib.suppress(ValueError, OverflowError):
         numbers = pd.Series(np.array(list(map(int, texts)), dtype=np.int64))
-        written_as_dates = any(len(text) > 1 and text[0] == "0" for text in texts)  # 05012011
-        return (None, None) if written_as_dates else ("number", numbers)
+        led_by_zero = "\n0" in joined and LEADING_ZERO.search(joined)
+        return (None, None) if led_by_zero else ("number", numbers)
     with contextlib.suppress(ValueError):
         numbers = np.array(list(map(float, texts)))
         if not np.isfinite(numbers).all():
