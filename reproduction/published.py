@@ -32,6 +32,7 @@ COLUMNS = {
     "times": (["data_set", "row", "device", "at_once"],
               ["seconds", "parameters", "megabytes", "threads", "versions", "commit"]),
 }  # fmt: skip
+TOLD = ("epochs", "map", "p", "seconds", "commit")  # whose change is shown in full
 SUMMARIES = ("mean", "sd")  # what stands for a seed where the seeds' own metrics are not known
 
 
@@ -89,14 +90,14 @@ class Numbers:
             before, after = (getattr(one, table).set_index(keys) for one in (self, new))
             for key in after.index.intersection(before.index):
                 changed = [c for c in others if before.at[key, c] != after.at[key, c]]
+                told = [f"{column} {before.at[key, column] or 'none'} -> {after.at[key, column]}"
+                        for column in changed if column in TOLD]  # fmt: skip
+                told += [f"{len(changed) - len(told)} other columns"] * (len(changed) > len(told))
                 if changed:
                     name = " ".join(key) if isinstance(key, tuple) else key
-                    said.append(f"{table}: {name}: " + ", ".join(
-                        f"{c} {before.at[key, c] or 'none'} -> {after.at[key, c]}"
-                        for c in changed))  # fmt: skip
+                    said.append(f"{table}: {name}: {', '.join(told)}")
             added = len(after.index.difference(before.index))
-            if added:
-                said.append(f"{table}: {added} new")
+            said += [f"{table}: {added} new"] * (added > 0)
             kept = before[~before.index.isin(after.index)]
             frames[table] = pd.concat([kept, after]).reset_index()
         numbers = Numbers(**frames)

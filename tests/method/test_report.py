@@ -122,12 +122,12 @@ def test_publishing_replaces_the_same_run_and_says_what_changed(tmp_path):
     old[0]["precision@3"] = old[1]["precision@3"] = None
     first = numbers_of(old, comparisons=tests)
     second, said = first.merged(numbers_of(results("caser-s", seed1=0.7)))
-    assert said == ["results: toy test caser-s 1: precision@3 none -> 0.25, map 0.6 -> 0.7"]
+    assert said == ["results: toy test caser-s 1: map 0.6 -> 0.7, 1 other columns"]
     assert set(second.results["seed"]) == {"1234", "1", "mean", "sd"}  # one is known by MAP alone
     assert list(second.comparisons["row"]) == ["uniform"]  # the other was of another model
     new = numbers_of(results("caser-s", seed1234=0.5), results("caser-t", seed1=0.1))
     third, said = second.merged(new)
-    assert said == ["results: toy test caser-s 1234: precision@3 none -> 0.25", "results: 1 new"]
+    assert said == ["results: toy test caser-s 1234: 1 other columns", "results: 1 new"]
     third.write(tmp_path)
     again = Numbers.read(tmp_path)
     assert third.merged(again)[1] == []
