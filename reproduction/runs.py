@@ -285,17 +285,7 @@ class Run:
             f" {self.folder} to run it again"
         )
 
-    def result(self):
-        """The test metrics of a finished run: {"map": ..., ...}."""
-        return self.records()[-1]
-
     @property
     def commit(self):
         """The commit that a finished run was done by."""
         return self.recorded()[0]["commit"]
-
-    def setting(self):
-        """Device, threads and versions that a finished run had last, in words."""
-        identity, _ = self.recorded()
-        software = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
-        return f"{identity['device']} ({identity['threads']} thread(s)) with {software}"
