@@ -214,24 +214,25 @@ def headline_points(numbers):
 
 
 def draw_headline(numbers, path):
-    """Draw the main result: a dot a model with the deviation over its seeds, a panel a data set."""
+    """Draw the main result: a dot a model with the deviation over its seeds, a panel a data set;
+    in letters that can be read on a phone."""
     points = list(headline_points(numbers))
     data_sets = list(dict.fromkeys(data_set for _, data_set, _ in points))
-    figure = new_figure(figsize=(3.4 * len(data_sets), 3.2))
-    labels = [name for name, _ in HEADLINE.values()]
+    figure = new_figure(figsize=(2.6 * len(data_sets), 3.4))
     panels = figure.subplots(1, len(data_sets), sharey=True, squeeze=False)[0]
     for axes, data_set in zip(panels, data_sets, strict=True):
         for place, (label, colour) in enumerate(HEADLINE.values()):
             for name, of, y in points:
                 if (name, of) == (label.replace("\n", " "), data_set):
                     axes.errorbar(y["MAP"], place, xerr=y["sd"], fmt="o", color=colour,
-                                  markersize=9, capsize=5, linewidth=2)  # fmt: skip
-        axes.set_title(data_set, fontsize=15)
-        axes.set_yticks(range(len(labels)), labels, fontsize=14)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.locator_params(axis="x", nbins=4)
-        axes.tick_params(axis="x", labelsize=12)
+                                  markersize=10, capsize=6, linewidth=2.5)  # fmt: skip
+        axes.set_title(data_set, fontsize=17)
+        axes.set_yticks(range(len(HEADLINE)), [name for name, _ in HEADLINE.values()], fontsize=16)
+        axes.set_ylim(len(HEADLINE) - 0.5, -0.5)
+        axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=3, min_n_ticks=2)
+        axes.tick_params(axis="x", labelsize=14)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3f}".lstrip("0"))
         axes.grid(axis="x", alpha=0.3)
-    figure.supxlabel("MAP on the test split, mean ± sd over seeds", fontsize=13)
+    figure.supxlabel("MAP, mean ± sd of the seeds (scales differ)", fontsize=15)
     save(figure, path)

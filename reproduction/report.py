@@ -12,12 +12,12 @@ from reproduction.rows import AUTHORS, COMPARISONS, METRICS, ROWS, TABLES
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
 TITLES = {
-    "1": "Table 1: the data",
-    "2": "Table 2: teacher, student, distilled student",
-    "3": "Table 3: size and time to rank all items for every test user",
-    "4": "Table 4: the weights",
-    "readings": "Readings of the method: the authors' code and the paper",
-    "convergence": "To convergence: up to 200 epochs",
+    "1": "Table 1, the data",
+    "2": "Table 2, teacher, student, distilled student",
+    "3": "Table 3, size and time to rank all items for every test user",
+    "4": "Table 4, the weights",
+    "readings": "readings of the method, the authors' code and the paper",
+    "convergence": "to convergence, up to 200 epochs",
 }
 PROTOCOL = (
     "Test split, all items ranked (none sampled), the user's train items and padding out, metrics"
@@ -47,10 +47,13 @@ def decimal(value, sign=""):
 
 
 def p_value(p):
-    """A p to two digits: .031, 7e-10; a dash where there is none."""
-    if p is None or math.isnan(p):
+    """A p to two digits, .031; a dash where there is none."""
+    if math.isnan(p):
         return "-"
-    return f"{p:.1g}" if p < 1e-4 else f"{p:.2g}".replace("0.", ".", 1)
+    if p < 1e-4:
+        return "<.0001"
+    digits = 2 if p >= 0.1 else 3 if p >= 0.01 else 4 if p >= 0.001 else 5
+    return f"{p:.{digits}f}".removeprefix("0")
 
 
 def by_seed(lines, metric="map"):
@@ -118,7 +121,10 @@ def table_of_metrics(numbers, data_set, names):
             lines.append([title, flags, found["epochs"].iloc[0], seeds, *cells])
         else:
             lines.append([title, flags, "", 0, *["not run"] * len(METRICS)])
-    return table(["", "flags", "epochs", "seeds", *HEADS], lines)
+    heads = ["", "flags", "epochs", "seeds", *HEADS]
+    if not any(flags for _, flags, *_ in lines):
+        heads, *lines = ([title, *rest] for title, _, *rest in [heads, *lines])
+    return table(heads, lines)
 
 
 @dataclass
@@ -189,14 +195,14 @@ def table_3(numbers, data_set):
         of_row = times[times["row"] == name]
         parameters = int(of_row["parameters"].iloc[0])
         teacher = teacher or parameters
-        paper = PAPERS_PARAMETERS.get(name, "") if is_papers(numbers, data_set) else ""
+        paper = [PAPERS_PARAMETERS.get(name, "")] * is_papers(numbers, data_set)
         seconds = of_row.set_index(["device", "at_once"])["seconds"]
-        lines.append([ROWS[name].title, f"{parameters:,}", paper, f"{parameters / teacher:.1%}",
+        lines.append([ROWS[name].title, f"{parameters:,}", *paper, f"{parameters / teacher:.1%}",
                       f"{float(of_row['megabytes'].iloc[0]):.1f}",
                       *(f"{float(seconds.get(key, 'nan')):.2f}" for key in columns)])  # fmt: skip
     if not lines:
         return ["not measured: `--table 3` does"]
-    heads = ["", "parameters", "paper", "ratio", "checkpoint MB"]
+    heads = ["", "parameters", *["paper"] * is_papers(numbers, data_set), "ratio", "checkpoint MB"]
     heads += [f"{device} s, {'one by one' if n == '1' else f'{n} users at once'}"
               for device, n in columns]  # fmt: skip
     notes = [f"{times['threads'].iloc[0]} thread(s), medians of 3."]
@@ -226,7 +232,7 @@ def report(numbers, published, data_set, number, names=None):
             *tests,
             *beside_published(numbers, published, data_set, names),
         ]
-    return [f"### {title}, {data_set}", "", *body, ""]
+    return [f"### {data_set}: {title}", "", *body, ""]
 
 
 def rivals_of(names):

@@ -85,7 +85,6 @@ COMPARISONS = {
         *((row, "uniform") for row in ("position", "discrepancy")),
         *((hybrid, row) for hybrid in ("caser-rd", "rd-normalized")
           for row in ("uniform", "position", "discrepancy")),
-        ("rd-normalized", "caser-rd"),
     ],
     "readings": [
         (row, rival)
