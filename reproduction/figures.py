@@ -145,41 +145,39 @@ def figure_rows(data_set, name):
     return [varied(data_set, row, flag, value) for value in values for row in rows]
 
 
+def figure_maps(numbers, data_set, name):
+    """{row's name: a Series of MAP by seed} of a figure's finished rows, over the seeds that all of
+    these have."""
+    lines = (
+        (row.name, numbers.of("results", data_set=data_set, split="test", row=row.name))
+        for row in figure_rows(data_set, name)
+    )
+    maps = {row: by_seed(of_row) for row, of_row in lines if len(of_row)}
+    common = set.intersection(*(set(of_row.index) for of_row in maps.values())) if maps else set()
+    return {row: of_row[of_row.index.isin(common)] for row, of_row in maps.items()}
+
+
 def figure_points(numbers, data_set, name):
     """The points, for ``draw``, of a figure's finished runs."""
     flag, values, names, _ = FIGURES[name]
+    maps = figure_maps(numbers, data_set, name)
     for row in (ROWS[n] for n in names):
         if not flag:  # the searches on the validation split have the whole curve
             curve = numbers.of("curves", data_set=data_set, row=row.name)
             for epoch, value in zip(curve["epoch"], curve["map"], strict=True):
                 yield row.title, int(epoch), {"MAP": float(value)}
         for value in values:
-            seeds = by_seed(results_of(numbers, data_set, name, varied(data_set, row, flag, value)))
+            seeds = maps.get(varied(data_set, row, flag, value).name, ())
             if len(seeds):
                 x = value / (1 + value) if name == "balance" else value
                 yield row.title, round(x, 4), {"MAP": round(float(seeds.mean()), 6)}
 
 
-def results_of(numbers, data_set, figure, row):
-    """The lines of results.csv that a figure takes for one of its points: those of the seeds that
-    all of its points have."""
-    lines = [
-        numbers.of("results", data_set=data_set, split="test", row=one.name)
-        for one in figure_rows(data_set, figure)
-    ]
-    seeds = [set(by_seed(of_row).index) for of_row in lines if len(of_row)]
-    common = set.intersection(*seeds) if seeds else set()
-    of_row = numbers.of("results", data_set=data_set, split="test", row=row.name)
-    return of_row[of_row["seed"].isin(common)]
-
-
 def figure_title(numbers, data_set, name):
     """What stands above a figure: data, split, and how many seeds."""
-    if name == "epochs":
-        source = "validation split, 1 seed"
-    else:
-        rows = figure_rows(data_set, name)
-        seeds = max(len(results_of(numbers, data_set, name, row)) for row in rows)
+    source = "validation split, 1 seed"
+    if name != "epochs":
+        seeds = max(map(len, figure_maps(numbers, data_set, name).values()))
         source = f"test split, {f'mean of {seeds} seeds' if seeds > 1 else '1 seed'}"
     return f"MAP against {FIGURES[name][3]}\n{data_set}, {source}"
 

@@ -78,9 +78,9 @@ class Numbers:
     def of(self, table, **wanted):
         """The lines of a table that have the ``wanted`` values."""
         frame = getattr(self, table)
-        for column, value in wanted.items():
-            frame = frame[frame[column] == value]
-        return frame
+        return frame[
+            np.logical_and.reduce([frame[name] == value for name, value in wanted.items()])
+        ]
 
     def merged(self, new):
         """(these Numbers with the lines of ``new`` in the place of those of the same key, a list

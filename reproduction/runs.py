@@ -86,7 +86,12 @@ class Study:
 
 
 def parsed(network, flags, distilled=True):
-    """The values that flags of a training script give."""
+    """The values that flags of a training script give; not to be changed."""
+    return _parsed(network, tuple(flags), distilled)
+
+
+@functools.cache  # building a parser takes longer than all else that is asked of a row
+def _parsed(network, flags, distilled):
     parser = distillation_parser if distilled else training_parser
     return parser("", network, 1).parse_args(list(flags))
 
