@@ -91,7 +91,7 @@ def step(model):
 class LayerByLayer(Caser):
     """Caser written plainly with torch's own layers: the step to compare with."""
 
-    def represent(self, sequences, users):
+    def represent(self, sequences, users, history=None):
         E = self.item_embeddings(sequences)[:, None]
         branches = [self.conv_v(E).flatten(1)]
         for conv in self.conv_h:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import best_items, scoring_blocks
+from evaluation import best_items, device_of, scoring_blocks
 from interactions import PADDING, csr_indices
 from losses import (
     distillation_loss,
@@ -118,15 +118,16 @@ def teacher_lists(net, train, K, exclude="target"):
     """
     net.eval()
     windows, observed = train.sequences, train.tocsr()
+    inputs = windows.inputs(device_of(net))
     lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
     for block in scoring_blocks(len(lists), train.num_items):
-        users, targets = windows.user_ids[block], windows.targets[block]
         if exclude == "observed":
-            out = csr_indices(observed[users])
+            out = csr_indices(observed[windows.user_ids[block]])
         else:
-            out = np.repeat(np.arange(len(users)), targets.shape[1]), targets.flatten()
+            targets = windows.targets[block]
+            out = np.repeat(np.arange(len(targets)), targets.shape[1]), targets.flatten()
         # Only an owner of everything, on whose windows nothing is trained, has fewer than K.
-        lists[block], _ = best_items(net, windows.sequences[block], users, out, K)
+        lists[block], _ = best_items(net, [part[block] for part in inputs], out, K)
     return lists
 
 

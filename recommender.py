@@ -83,11 +83,9 @@ class Recommender:
     def prepare(self, train):
         """Put the windows of ``train`` (after ``to_sequence``) on the device; make the network."""
         seed_epoch(self.seed, 0)
-        windows = train.sequences
-        self.users, self.sequences, self.targets = (
-            torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-            for array in (windows.user_ids, windows.sequences, windows.targets)
-        )
+        self.sequences, self.users, self.history = train.sequences.inputs(self.device)
+        targets = np.ascontiguousarray(train.sequences.targets)
+        self.targets = torch.from_numpy(targets).to(self.device)
         self.sampler = ComplementSampler(train.tocsr(), train.num_items - 1, self.device)
         self.instances = (self.sampler.counts[self.users] > 0).nonzero().flatten()
         if self.train_fraction < 1:
@@ -160,7 +158,7 @@ class Recommender:
         """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
         users, targets = self.users[rows], self.targets[rows]
         more_items = self.more_items(rows)
-        x = self.net.represent(self.sequences[rows], users)
+        x = self.net.represent(self.sequences[rows], users, self.history[rows])
         items = torch.cat([targets, self.draw_negatives(rows, users), more_items], 1)
         scores = self.net.score(x, items)
         T = targets.shape[1]

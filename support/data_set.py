@@ -250,9 +250,10 @@ class Renumbered(torch.nn.Module):
         self.register_buffer("items", items.where(items >= 0, PADDING))
         self.register_buffer("unknown", items < 0)
 
-    def score_all(self, sequences, users):
+    def score_all(self, sequences, users, history):
         """Scores (B, num_items) of the data's items; -inf of padding and the unknown."""
-        scores = self.net.score_all(self.items[sequences], self.users[users])[:, self.items]
+        inputs = self.items[sequences], self.users[users], history.renumbered(self.items)
+        scores = self.net.score_all(*inputs)[:, self.items]
         return scores.masked_fill(self.unknown, -torch.inf)
 
 
