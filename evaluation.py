@@ -93,10 +93,12 @@ def scoring_blocks(rows, num_items):
 def best_items(net, inputs, out, k):
     """The k items that ``net`` (in eval mode) scores highest, padding never among them.
 
-    inputs: what ``net`` sees of b windows (``SequenceInteractions.inputs``). out: (rows, items), two
-    int arrays: which items are left out in which row. Returns items (b, k) int64 and scores (b, k)
-    float32 as arrays, best first; where fewer than k are left, the rest is padding with a score of
-    -inf. Raises UserError where a best score is NaN or +inf.
+    inputs: what ``net`` sees of b windows (``SequenceInteractions.inputs``).
+    out: (rows, items), two int arrays: which items are left out in which row.
+
+    Returns items (b, k) int64 and scores (b, k) float32 as arrays, best first; where fewer than k
+    are left, the rest is padding with a score of -inf. Raises UserError where a best score is NaN
+    or +inf.
     """
     best, items = topk(_scores_without(net, inputs, out), k)
     _refuse_unless_finite(best[:, :1])

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from caser import Caser
 from evaluation import evaluate_ranking, mean_metrics, metrics_line
+from fossil import Fossil
 from interactions import ComplementSampler
 from losses import pointwise_loss
 from support.checkpoint import load_weights
@@ -20,7 +21,7 @@ from utils import DAMAGE, UserError
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
 # network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``represent``, ``score``,
 # ``score_all`` and ``add_mean_user`` as Caser has them.
-NETWORKS = (Caser,)
+NETWORKS = (Caser, Fossil)
 
 
 def train(network, script, description, d, argv=None):
@@ -33,8 +34,11 @@ def train(network, script, description, d, argv=None):
     def make(args, data, checkpoint, make_network):
         return Recommender(make_network, **training_options(args)), None
 
+    def plan(args, data, path_of):
+        return path_of(""), make
+
     parser = training_parser(description, network, d)
-    return training_command(parser, script, network, NETWORKS, argv, make)
+    return training_command(parser, script, network, NETWORKS, argv, plan)
 
 
 @dataclass(eq=False)
