@@ -51,8 +51,8 @@ class Fossil(nn.Module):
 
         sequences: (B, L) int64. users: (B,) or (B, 1) int64. history: the History of B windows.
         """
-        lengths = history.ends - history.starts
-        scale = lengths.clamp(min=1) ** -self.architecture["history_alpha"]  # (B,)
+        lengths = (history.ends - history.starts).clamp(min=1).float()
+        scale = lengths ** -self.architecture["history_alpha"]  # (B,)
         long = history_sums(self.P.weight, history.items, history.starts, history.ends)  # (B, d)
         eta = (self.eta + self.user_eta(users.flatten())) * (sequences != PADDING)  # (B, L)
         return scale[:, None] * long + torch.bmm(eta[:, None], self.P(sequences)).squeeze(1)

@@ -78,10 +78,10 @@ def history_sums(table, items, starts, ends):
     Of these the longer goes on from the shorter, so that nothing is summed twice: what is held is
     never more than ``items``.
     """
-    order = ends.argsort()
+    order = (starts * (len(items) + 1) + ends).argsort()  # by start, then by end
     start, end = starts[order], ends[order]
-    summed = F.pad(end[:-1], (1, 0))  # up to where those before have come
-    first = torch.maximum(start, summed)
+    goes_on = F.pad(start[1:] == start[:-1], (1, 0))  # from where the one before it ends
+    first = torch.where(goes_on, F.pad(end[:-1], (1, 0)), start)
     lengths = end - first
     bags = lengths.cumsum(0) - lengths
     places = torch.repeat_interleave(first - bags, lengths)
@@ -91,7 +91,7 @@ def history_sums(table, items, starts, ends):
     wide = parts.float() if parts.device.type == "mps" else parts.double()
     running = wide.cumsum(0)
     number = torch.arange(len(start), device=items.device)
-    head = torch.where(start >= summed, number, 0).cummax(0).values  # the first of the same start
+    head = torch.where(goes_on, 0, number).cummax(0).values  # the first of the same start
     sums = running - (running - wide)[head]
     return sums.to(table.dtype)[order.argsort()]
 
