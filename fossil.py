@@ -34,7 +34,7 @@ class Fossil(nn.Module):
 
     def __init__(self, num_users, num_items, L=5, d=50, history_alpha=0.5):
         super().__init__()
-        self.architecture = {"L": L, "d": d, "history_alpha": history_alpha}
+        self.architecture = {"L": L, "d": d, "history_alpha": float(history_alpha)}
         # The window's gradient, of few rows, is added to the history's, which has them all.
         self.P = nn.Embedding(num_items, d, sparse=True)
         self.Q = nn.Embedding(num_items, d)
