@@ -135,7 +135,7 @@ class DataSet:
             what = ", ".join(["its data", *untold[:-1]]) + "".join(f" and {x}" for x in untold[-1:])
             return [
                 f"{path}: tells nothing of {what}; only the numbers of users and items could be"
-                " compared, and the flags give the rest"
+                " compared, and flags or their defaults give the rest"
             ], None
         notes = []
         if not self.has_rows_of(checkpoint):
