@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from caser import Caser
 from distillation import DistilledRecommender, teacher_lists
 from evaluation import evaluate_ranking
+from fossil import Fossil
 from recommender import Recommender
 from support.data_set import DataSet, read_interactions
 from utils import Parser, device_flag, in_range, pick_device, run_command, versions
@@ -91,7 +92,7 @@ def step(model):
 class LayerByLayer(Caser):
     """Caser written plainly with torch's own layers: the step to compare with."""
 
-    def represent(self, sequences, users):
+    def represent(self, sequences, users, history=None):
         E = self.item_embeddings(sequences)[:, None]
         branches = [self.conv_v(E).flatten(1)]
         for conv in self.conv_h:
@@ -143,6 +144,24 @@ def bare_adam(net, device):
     return torch.optim.Adam(tensors, weight_decay=1e-6, fused=True).step
 
 
+def bare_history(model):
+    """The sums of a batch's histories as one would write them, and the gradient of these, as two
+    functions."""
+    rows = model.instances[torch.randperm(len(model.instances))[:BATCH]]
+    history, table = model.history[rows], model.net.P.weight.detach()
+    bounds = zip(history.starts.tolist(), history.ends.tolist(), strict=True)
+    parts = [history.items[start:end] for start, end in bounds]
+    items, lengths = torch.cat(parts), torch.tensor(list(map(len, parts)), device=table.device)
+    bags = lengths.cumsum(0) - lengths
+    bag = torch.arange(len(parts), device=table.device).repeat_interleave(lengths)
+    gradient = torch.randn(len(parts), table.shape[1], device=table.device)
+    pattern = torch.sparse_coo_tensor(
+        torch.stack([items, bag]), torch.ones_like(items, dtype=torch.float32),
+        (len(table), len(parts)), check_invariants=False,
+    )  # fmt: skip
+    return partial(F.embedding_bag, items, table, bags, mode="sum"), lambda: pattern @ gradient
+
+
 def bare_scoring(n, net, device):
     """``n`` vectors times all items as one would write it: the size of an evaluation's product or
     of the teacher's lists'. (``Caser.score_all`` takes it the other way round.)"""
@@ -167,7 +186,8 @@ def measure(data, device, repeat):
     lists = np.random.default_rng(0).integers(1, train.num_items, (windows, K), dtype=np.int32)
     distilled = DistilledRecommender(partial(Caser, d=50), teacher_topk=lists, device=device,
                                      dynamic_start_epoch=0)  # fmt: skip
-    for model in (teacher, student, distilled):
+    fossil = Recommender(partial(Fossil, d=50), device=device)
+    for model in (teacher, student, distilled, fossil):
         model.prepare(train)
     users = teacher.users[teacher.instances[torch.randperm(len(teacher.instances))[:BATCH]]]
 
@@ -181,6 +201,10 @@ def measure(data, device, repeat):
     W2, x = student.net.W2.weight.detach(), torch.randn(BATCH, 1, 100, device=device)
     samples = distilled.sampler.draw(users, SAMPLES)
     gather = timed(lambda: (W2[samples] * x).sum(2), steps)
+
+    long = timed(step(fossil), steps)
+    sums, gradients = (timed(run, steps) for run in bare_history(fossil))
+    fossil_adam = timed(bare_adam(fossil.net, device), steps)
 
     evaluation = timed(lambda: evaluate_ranking(teacher.net, train, test), repeat)
     product, factor = bare_scoring(data.counts["test_users"], teacher.net, device)
@@ -198,6 +222,10 @@ def measure(data, device, repeat):
          "step + 1.3 x (gather + draw)"),
         ("  its bare gather, multiply, sum", gather, None, ""),
         ("  its bare draw of 100 samples", draw, None, ""),
+        ("training step of a Fossil, d=50", long, 0.5 * plain, "half of a Caser's, d=100"),
+        ("  its bare sums of histories", sums, None, ""),
+        ("  their bare gradient", gradients, None, ""),
+        ("  its bare fused Adam", fossil_adam, None, ""),
         ("evaluation, d=100", evaluation, 3 * evaluation_product, "3 x product"),
         ("  its bare X @ W2.T", evaluation_product, None, ""),
         ("teacher's top-10 lists, d=100", cache, 3 * cache_product, "3 x product"),

@@ -71,10 +71,10 @@ class Caser(nn.Module):
             nn.init.normal_(table.weight, std=1 / table.embedding_dim)
         nn.init.zeros_(self.b2.weight)
 
-    def represent(self, sequences, users):
+    def represent(self, sequences, users, history=None):
         """What an item's row of W2 is multiplied with: (B, 2d), [z, user embedding].
 
-        sequences: (B, L) int64. users: (B,) or (B, 1) int64.
+        sequences: (B, L) int64. users: (B,) or (B, 1) int64. history: of no use to a Caser.
         """
         E = self.item_embeddings(sequences)  # (B, L, d)
         branches = []
@@ -90,7 +90,7 @@ class Caser(nn.Module):
         """Scores (B, N) of items (B, N) int64 for representations x (B, 2d)."""
         return row_products(x, self.W2.weight, items) + self.b2(items).squeeze(2)
 
-    def score_all(self, sequences, users):
+    def score_all(self, sequences, users, history=None):
         """Scores (B, num_items) of all ids, padding too; arguments as for ``represent``."""
         return all_products(self.represent(sequences, users), self.W2.weight, self.b2.weight)
 

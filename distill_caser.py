@@ -12,7 +12,7 @@ DESCRIPTION = "Distil a small Caser recommender from a large one through its top
 
 def main(argv=None):
     """Do what the command line ``argv`` (default: this process's) asks for; the exit status."""
-    return distill(Caser, "distill_caser.py", DESCRIPTION, d=50, argv=argv)
+    return distill(Caser, "distill_caser.py", DESCRIPTION, d=50, teacher_d=100, argv=argv)
 
 
 if __name__ == "__main__":

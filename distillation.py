@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import best_items, scoring_blocks
+from evaluation import best_items, device_of, scoring_blocks
 from interactions import PADDING, csr_indices
 from losses import (
     distillation_loss,
@@ -26,17 +26,18 @@ from support.command_line import (
     training_options,
     training_parser,
 )
-from support.list_cache import load_or_build_lists, require_same_lists
+from support.list_cache import is_bare, load_or_build_lists, require_same_lists
 from support.run import COMPARED
 from utils import UserError, numeric_flag, path_flag
 
 
-def distill(network, script, description, d, argv=None):
-    """Distil a student by a command line; return the exit status. Arguments as for
-    ``recommender.train``."""
-    parser = distillation_parser(description, network, d)
-    check, make = (partial(step, network) for step in (_check, _make_distilled))
-    return training_command(parser, script, network, NETWORKS, argv, make, "-rd", check)
+def distill(network, script, description, d, teacher_d, argv=None):
+    """Distil a student by a command line; return the exit status.
+
+    teacher_d: the default dimension of its teacher. The rest as for ``recommender.train``.
+    """
+    parser = distillation_parser(description, network, d, teacher_d)
+    return training_command(parser, script, network, NETWORKS, argv, partial(_plan, network))
 
 
 @dataclass(eq=False)
@@ -118,15 +119,16 @@ def teacher_lists(net, train, K, exclude="target"):
     """
     net.eval()
     windows, observed = train.sequences, train.tocsr()
+    inputs = windows.inputs(device_of(net))
     lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
     for block in scoring_blocks(len(lists), train.num_items):
-        users, targets = windows.user_ids[block], windows.targets[block]
         if exclude == "observed":
-            out = csr_indices(observed[users])
+            out = csr_indices(observed[windows.user_ids[block]])
         else:
-            out = np.repeat(np.arange(len(users)), targets.shape[1]), targets.flatten()
+            targets = windows.targets[block]
+            out = np.repeat(np.arange(len(targets)), targets.shape[1]), targets.flatten()
         # Only an owner of everything, on whose windows nothing is trained, has fewer than K.
-        lists[block], _ = best_items(net, windows.sequences[block], users, out, K)
+        lists[block], _ = best_items(net, [part[block] for part in inputs], out, K)
     return lists
 
 
@@ -148,17 +150,19 @@ def check_K(K, train, exclude):
 # --------------------------------------------------------------------------- command line
 
 
-def distillation_parser(description, network, d):
+def distillation_parser(description, network, d, teacher_d=100):
     """The flags of ``training_parser`` and those of distillation."""
     parser = training_parser(description, network, d)
     group = parser.add_argument_group("distillation")
     flag = partial(numeric_flag, group)
     # fmt: off
-    path_flag(group, "--teacher_model_path", "the teacher's checkpoint "
-              "(default: DIR/DATASET-NETWORK-dim=TEACHER_MODEL_DIM.pth.tar)")
-    flag("--teacher_model_dim", 100, int, "[1, 100000]", "d in the default path of the teacher")
-    path_flag(group, "--teacher_topk_path", "cache of the teacher's lists "
-              "(default: DIR/DATASET-teacher-dim=D-top=K.npy)")
+    path_flag(group, "--teacher_model_path", "the teacher's checkpoint, of any network (default: "
+              f"DIR/DATASET-{network.name}-dim=TEACHER_MODEL_DIM.pth.tar)")
+    flag("--teacher_model_dim", teacher_d, int, "[1, 100000]",
+         "d in the default path of the teacher")
+    path_flag(group, "--teacher_topk_path", "cache of the teacher's lists (default: "
+              "DIR/DATASET-[NETWORK-]teacher-dim=D-top=K.npy), or lists of anybody's, which need "
+              "no teacher's checkpoint")
     group.add_argument("--teacher_exclude", default="target", choices=["target", "observed"],
                        help="what the lists leave out: the target, as in the authors' code, or "
                        "all of the user's train items, as in the paper")
@@ -181,17 +185,38 @@ def distillation_parser(description, network, d):
     return parser
 
 
-def _check(network, args, data, path):
-    """UserError where no lists could be filled, or the student would replace its teacher."""
+def _plan(network, args, data, path_of):
+    """The student's path, and the function that makes it; UserError where no lists could be filled,
+    there is no teacher, or the student would replace it."""
     check_K(args.K, data.train, args.teacher_exclude)
-    if os.path.realpath(_find_teacher(args, data, network)) == os.path.realpath(path):
+    teacher = _read_teacher(args, data, network)
+    crossed = teacher and teacher["network"] is not network
+    path = path_of(f"-rd-from-{teacher['network'].name}" if crossed else "-rd")
+    if teacher and os.path.realpath(teacher["path"]) == os.path.realpath(path):
         raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
                         " --output_dir")  # fmt: skip
+    return path, partial(_make_distilled, teacher)
 
 
-def _make_distilled(network, args, data, checkpoint, make_network):
+def _read_teacher(args, data, network):
+    """The teacher's checkpoint; None where the lists are anybody's and name none. UserError where
+    there is no such file."""
+    lists = args.teacher_topk_path
+    if not args.teacher_model_path and lists and is_bare(lists):
+        return None
+    default = checkpoint_name(data.name, network, args.teacher_model_dim)
+    path = args.teacher_model_path or str(Path(args.output_dir, default))
+    if not os.path.exists(path):
+        raise UserError(
+            f"{path}: no such teacher{f' to make {lists}' if lists else ''}; train it with"
+            f" train_{network.name}.py, or name one with --teacher_model_path"
+        )
+    return read_checkpoint(path, NETWORKS)
+
+
+def _make_distilled(teacher, args, data, checkpoint, make_network):
     """The DistilledRecommender that the flags describe, and what its lists were made from."""
-    lists, made_from = _lists_for(args, data, _find_teacher(args, data, network), checkpoint)
+    lists, made_from = _lists_for(args, data, teacher, checkpoint)
     names = ("teach_alpha", "lamda", "mu", "dynamic_samples", "dynamic_start_epoch", "weights",
              "hybrid_weight")  # fmt: skip
     options = training_options(args) | {name: getattr(args, name) for name in names}
@@ -199,24 +224,33 @@ def _make_distilled(network, args, data, checkpoint, make_network):
     return model, made_from
 
 
-def _find_teacher(args, data, network):
-    """The path of the teacher's checkpoint; UserError where there is none."""
-    default = checkpoint_name(data.name, network, args.teacher_model_dim)
-    path = args.teacher_model_path or str(Path(args.output_dir, default))
-    if not os.path.exists(path):
-        raise UserError(
-            f"{path}: no such teacher; train it with train_{network.name}.py, or name one with"
-            " --teacher_model_path"
-        )
-    return path
+def _lists_for(args, data, teacher, student=None):
+    """Load or build the lists for the data, and print the metrics of the teacher, if there is one.
 
-
-def _lists_for(args, data, path, student=None):
-    """Load the teacher at ``path``, print its metrics, load or build its lists for the data.
-
-    student: the checkpoint to resume, if any. Returns (lists, what they were made from).
+    teacher, student: its checkpoint and the one to resume, or None. Returns (lists, what they were
+    made from).
     """
-    teacher = read_checkpoint(path, NETWORKS)
+    named = args.teacher_topk_path
+    net, path, made_from = _evaluated(args, data, teacher) if teacher else (None, named, {})
+    if student and not named:
+        require_same_lists(student, made_from)  # before a cache is replaced
+    lists, made_from = load_or_build_lists(
+        Path(named or path),
+        named is not None,
+        made_from,
+        (len(data.train.sequences.user_ids), args.K),
+        data.train.num_items,
+        partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
+    )
+    if student and named:
+        require_same_lists(student, made_from)
+    return lists, made_from
+
+
+def _evaluated(args, data, teacher):
+    """Load a teacher and print its metrics; returns its network, the default path of its lists, and
+    what these are made from."""
+    path = teacher["path"]
     d, L = (teacher["architecture"][name] for name in ("d", "L"))
     if L != args.L:
         raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
@@ -224,6 +258,8 @@ def _lists_for(args, data, path, student=None):
     if epochs > teacher["epoch_num"]:
         print(f"note: {path}: the teacher stopped at epoch {teacher['epoch_num']} of {epochs}")
     net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
+    settings = net.architecture.items()
+    told = {*teacher["network"].arguments_of(teacher["state_dict"]), "drop"}  # drop: no matter
     made_from = {
         "teacher": fingerprint_weights(teacher),
         "teacher_run": {part: teacher.get("run", {}).get(part) for part in COMPARED},
@@ -233,20 +269,8 @@ def _lists_for(args, data, path, student=None):
         "T": args.T,
         "K": args.K,
         "exclude": args.teacher_exclude,
-        "activations": ", ".join(v for v in net.architecture.values() if isinstance(v, str)),
-    }
-    if student and not args.teacher_topk_path:
-        require_same_lists(student, made_from)  # before a cache is replaced
+        "activations": ", ".join(value for _, value in settings if isinstance(value, str)),
+    } | {name: v for name, v in settings if name not in told and not isinstance(v, str)}
     kind = "" if teacher["network"] is NETWORKS[0] else f"{net.name}-"
-    default = f"{data.name}-{kind}teacher-dim={d}-top={args.K}.npy"
-    lists, made_from = load_or_build_lists(
-        Path(args.teacher_topk_path or Path(args.output_dir, default)),
-        args.teacher_topk_path is not None,
-        made_from,
-        (len(data.train.sequences.user_ids), args.K),
-        data.train.num_items,
-        partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
-    )
-    if student and args.teacher_topk_path:
-        require_same_lists(student, made_from)
-    return lists, made_from
+    name = f"{data.name}-{kind}teacher-dim={d}-top={args.K}.npy"
+    return net, Path(args.output_dir, name), made_from

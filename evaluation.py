@@ -24,7 +24,8 @@ def evaluate_ranking(net, train, test, ks=KS):
 
     Parameters
     ----------
-    net: a network with ``score_all(sequences, users) -> (B, num_items)``; put in eval mode.
+    net: a network with ``score_all(sequences, users, history) -> (B, num_items)``; put in eval
+        mode.
     train: Interactions after ``to_sequence``: its test sequences are the input, its items out.
     test: Interactions made with train's maps.
     ks: cut-offs.
@@ -46,11 +47,12 @@ def evaluate_ranking(net, train, test, ks=KS):
     # Sorted by how many targets they have, users of a block make a table of targets without holes.
     users = np.argsort(num_known, kind="stable")
     users = users[np.searchsorted(num_known[users], 1) :]
-    sequences = train.test_sequences.sequences
+    inputs = train.test_sequences.inputs(device_of(net))
     parts = [(users[:0], users[:0])]  # of nobody, where no target can be ranked
     for place in scoring_blocks(len(users), train.num_items):
         block = users[place]
-        parts.append(_target_ranks(net, sequences[block], block, seen[block], known[block]))
+        some = [part[block] for part in inputs]
+        parts.append(_target_ranks(net, some, block, seen[block], known[block]))
     user, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((rank, user))
     users = np.flatnonzero(num_targets)
@@ -58,14 +60,14 @@ def evaluate_ranking(net, train, test, ks=KS):
     return {"user": users} | metrics(row, rank[order], num_targets[users], ks)
 
 
-def _target_ranks(net, sequences, users, seen, wanted):
+def _target_ranks(net, inputs, users, seen, wanted):
     """The rankable targets of users (b,): their user (m,) and their rank from 0 (m,), int64.
 
-    sequences: (b, L). seen, wanted: CSR (b, N), the users' rows, none of ``wanted`` empty. Ties
-    are broken against the target: it ranks behind everything it ties with, so that equal scores
-    never flatter. Targets that tie with each other still take distinct ranks.
+    inputs: what ``net`` sees of them. seen, wanted: CSR (b, N), the users' rows, none of ``wanted``
+    empty. Ties are broken against the target: it ranks behind everything it ties with, so that
+    equal scores never flatter. Targets that tie with each other still take distinct ranks.
     """
-    scores = _scores_without(net, sequences, users, csr_indices(seen))
+    scores = _scores_without(net, inputs, csr_indices(seen))
     device = scores.device
     num_targets = np.diff(wanted.indptr)
     table = np.full((len(users), num_targets.max()), PADDING)  # padding: never rankable
@@ -88,17 +90,24 @@ def scoring_blocks(rows, num_items):
 
 
 @torch.inference_mode()
-def best_items(net, sequences, users, out, k):
+def best_items(net, inputs, out, k):
     """The k items that ``net`` (in eval mode) scores highest, padding never among them.
 
-    sequences: (b, L) int64 and users: (b,) int64 arrays. out: (rows, items), two int arrays: which
-    items are left out in which row. Returns items (b, k) int64 and scores (b, k) float32 as arrays,
-    best first; where fewer than k are left, the rest is padding with a score of -inf. Raises
-    UserError where a best score is NaN or +inf.
+    inputs: what ``net`` sees of b windows (``SequenceInteractions.inputs``).
+    out: (rows, items), two int arrays: which items are left out in which row.
+
+    Returns items (b, k) int64 and scores (b, k) float32 as arrays, best first; where fewer than k
+    are left, the rest is padding with a score of -inf. Raises UserError where a best score is NaN
+    or +inf.
     """
-    best, items = topk(_scores_without(net, sequences, users, out), k)
+    best, items = topk(_scores_without(net, inputs, out), k)
     _refuse_unless_finite(best[:, :1])
     return items.where(best > -torch.inf, PADDING).cpu().numpy(), best.cpu().numpy()
+
+
+def device_of(net):
+    """Where a network is."""
+    return next(net.parameters()).device
 
 
 def _refuse_unless_finite(scores):
@@ -107,12 +116,9 @@ def _refuse_unless_finite(scores):
         raise UserError("a score is not a finite number; the model's weights are damaged")
 
 
-def _scores_without(net, sequences, users, out):
+def _scores_without(net, inputs, out):
     """Scores (b, N) of all items, a tensor; padding and what is ``out`` have -inf."""
-    device = next(net.parameters()).device
-    scores = net.score_all(
-        torch.from_numpy(sequences).to(device), torch.from_numpy(users).to(device)
-    )
+    scores = net.score_all(*inputs)
     scores[out] = -torch.inf
     scores[:, PADDING] = -torch.inf
     return scores

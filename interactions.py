@@ -17,17 +17,63 @@ PADDING = 0
 
 
 @dataclass
+class History:
+    """All that stands before the end of each of n windows in its user's row of items.
+
+    items: (rows,) int64, the rows of all users, one behind the other; without padding.
+    starts, ends: (n,) int64, a window's history is items[start:end].
+    All are arrays, or all tensors.
+    """
+
+    items: np.ndarray | torch.Tensor
+    starts: np.ndarray | torch.Tensor
+    ends: np.ndarray | torch.Tensor
+
+    def __getitem__(self, rows):
+        """The History of some of the windows: a slice or int64 numbers (m,)."""
+        return History(self.items, self.starts[rows], self.ends[rows])
+
+    def last(self, width):
+        """The last items of each, of arrays: (n, width) int64, left-padded with 0."""
+        positions = self.ends[:, None] + np.arange(-width, 0)
+        inside = positions >= self.starts[:, None]
+        return np.where(inside, self.items[np.where(inside, positions, 0)], PADDING)
+
+    def renumbered(self, numbers):
+        """The same, of tensors, with numbers[item] for every item; what becomes padding is left
+        out."""
+        items = numbers[self.items]
+        known = items != PADDING
+        before = torch.cat([known.new_zeros(1, dtype=torch.int64), known.cumsum(0)])
+        return History(items[known], before[self.starts], before[self.ends])
+
+    def to(self, device):
+        """The same as tensors on a device."""
+        return History(*(_on(device, part) for part in (self.items, self.starts, self.ends)))
+
+
+@dataclass
 class SequenceInteractions:
     """Windows of L items, and the T items that follow each.
 
     user_ids: (n,) int64.
     sequences: (n, L) int64, left-padded with 0.
     targets: (n, T) int64, or None for the windows that a test starts from.
+    history: the History of the n windows, which they end.
     """
 
     user_ids: np.ndarray
     sequences: np.ndarray
-    targets: np.ndarray | None = None
+    targets: np.ndarray | None
+    history: History
+
+    def inputs(self, device):
+        """What a network sees, tensors on a device: sequences, user_ids and history."""
+        return _on(device, self.sequences), _on(device, self.user_ids), self.history.to(device)
+
+
+def _on(device, array):
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 class Interactions:
@@ -110,19 +156,16 @@ class Interactions:
         lengths = np.bincount(self.user_ids, minlength=self.num_users)
         ends = np.cumsum(lengths)
         starts = ends - lengths
-
-        def rows_before(users, stops, width):  # (n, width): the items up to each stop, padded
-            positions = stops[:, None] + np.arange(-width, 0)
-            inside = positions >= starts[users, None]
-            return np.where(inside, items[np.where(inside, positions, 0)], PADDING)
-
         windows = np.where(lengths > T, np.maximum(lengths - (L + T) + 1, 1), 0)
         users = np.repeat(np.arange(self.num_users), windows)
         age = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
-        rows = rows_before(users, ends[users] - age, L + T)
-        self.sequences = SequenceInteractions(users, rows[:, :L], rows[:, L:])
+        stops = ends[users] - age
+        rows = History(items, starts[users], stops).last(L + T)
+        before = History(items, starts[users], stops - T)
+        self.sequences = SequenceInteractions(users, rows[:, :L], rows[:, L:], before)
+        whole = History(items, starts, ends)
         everyone = np.arange(self.num_users)
-        self.test_sequences = SequenceInteractions(everyone, rows_before(everyone, ends, L))
+        self.test_sequences = SequenceInteractions(everyone, whole.last(L), None, whole)
 
 
 def _numbered(names, known, first):

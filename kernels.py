@@ -70,6 +70,53 @@ def _band_index(L, nh, device):
     return torch.cat(blocks).to(device)
 
 
+def history_sums(table, items, starts, ends):
+    """``torch.stack([table[items[start:end]].sum(0) for start, end in zip(starts, ends)])`` for
+    table (N, d), items (rows,) and starts, ends (B,) int64, of which those that overlap have the
+    same start, as windows of one user do.
+
+    Of these the longer goes on from the shorter, so that nothing is summed twice: what is held is
+    never more than ``items``.
+    """
+    order = (starts * (len(items) + 1) + ends).argsort()  # by start, then by end
+    start, end = starts[order], ends[order]
+    goes_on = F.pad(start[1:] == start[:-1], (1, 0))  # from where the one before it ends
+    first = torch.where(goes_on, F.pad(end[:-1], (1, 0)), start)
+    lengths = end - first
+    bags = lengths.cumsum(0) - lengths
+    places = torch.repeat_interleave(first - bags, lengths)
+    places += torch.arange(len(places), device=items.device)
+    parts = _BagSums.apply(table, items[places], bags)
+    # In double, since another user's sum is taken away again; MPS has none.
+    wide = parts.float() if parts.device.type == "mps" else parts.double()
+    running = wide.cumsum(0)
+    number = torch.arange(len(start), device=items.device)
+    head = torch.where(goes_on, 0, number).cummax(0).values  # the first of the same start
+    sums = running - (running - wide)[head]
+    return sums.to(table.dtype)[order.argsort()]
+
+
+class _BagSums(torch.autograd.Function):
+    """``F.embedding_bag(items, table, bags, mode="sum")``, whose own gradient sorts the items."""
+
+    @staticmethod
+    def forward(ctx, table, items, bags):
+        ctx.save_for_backward(items, bags)
+        ctx.rows = len(table)
+        return F.embedding_bag(items, table, bags, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient):
+        items, bags = ctx.saved_tensors
+        lengths = F.pad(bags, (0, 1), value=len(items)).diff()
+        bag = torch.repeat_interleave(torch.arange(len(bags), device=items.device), lengths)
+        pattern = torch.sparse_coo_tensor(
+            torch.stack([items, bag]), gradient.new_ones(len(items)), (ctx.rows, len(bags)),
+            check_invariants=False,
+        )  # fmt: skip
+        return pattern @ gradient, None, None
+
+
 def row_products(x, table, rows):
     """``torch.einsum("bq,bnq->bn", x, table[rows])`` for x (B, q), table (N, q), rows (B, n) int64.
 

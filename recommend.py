@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from evaluation import best_items, scoring_blocks
-from interactions import PADDING, csr_indices
+from evaluation import best_items, device_of, scoring_blocks
+from interactions import PADDING, History, SequenceInteractions, csr_indices
 from recommender import NETWORKS
 from support.checkpoint import original_ids, read_checkpoint, records_path, restore_network
 from support.data_set import SPLITS, find_files, read_interactions
@@ -93,12 +93,12 @@ class TrainedModel:
                 [self.item_map[item] for item in map(str, sequence) if item in self.item_map]
                 for sequence in sequences[block]
             ]
-            windows = np.full((len(known), self.net.architecture["L"]), PADDING)
-            for number, (window, items) in enumerate(zip(windows, known, strict=True), block.start):
-                if not items:
-                    raise UserError(f"sequence {number}: no item in it that the model knows")
-                last = items[-len(window) :]
-                window[len(window) - len(last) :] = last
+            if [] in known:
+                number = block.start + known.index([])
+                raise UserError(f"sequence {number}: no item in it that the model knows")
+            lengths = np.array(list(map(len, known)))
+            ends = lengths.cumsum()
+            history = History(np.concatenate(known), ends - lengths, ends)
             numbers = [
                 mean if user is None else self.user_map.get(str(user), mean)
                 for user in users[block]
@@ -107,8 +107,10 @@ class TrainedModel:
                 (row, item) for row, items in enumerate(known) for item in items if not include_seen
             ]
             rows, items = np.array(seen, dtype=np.int64).reshape(-1, 2).T
-            yield best_items(self.net, windows, np.array(numbers, dtype=np.int64), (rows, items),
-                             min(top, len(self.item_map)))  # fmt: skip
+            last = history.last(self.net.architecture["L"])
+            windows = SequenceInteractions(np.array(numbers), last, None, history)
+            inputs = windows.inputs(device_of(self.net))
+            yield best_items(self.net, inputs, (rows, items), min(top, len(self.item_map)))
 
 
 # ---------------------------------------------------------------- whom to recommend to
@@ -117,11 +119,12 @@ class TrainedModel:
 def ranked_users(model, train, users, top, include_seen):
     """Yield (user ids, items, scores) for blocks of ``users``, numbers of the training data."""
     train.to_sequence(model.net.architecture["L"])
-    windows, seen, ids = train.test_sequences.sequences, train.tocsr(), list(model.user_map)
+    inputs = train.test_sequences.inputs(device_of(model.net))
+    seen, ids = train.tocsr(), list(model.user_map)
     for place in scoring_blocks(len(users), train.num_items):
         block = users[place]
         out = csr_indices(seen[block[:0] if include_seen else block])  # nothing, or what they had
-        best = best_items(model.net, windows[block], block, out, top)
+        best = best_items(model.net, [part[block] for part in inputs], out, top)
         yield [ids[user] for user in block], *best
 
 

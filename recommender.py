@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from caser import Caser
 from evaluation import evaluate_ranking, mean_metrics, metrics_line
+from fossil import Fossil
 from interactions import ComplementSampler
 from losses import pointwise_loss
 from support.checkpoint import load_weights
@@ -20,7 +21,7 @@ from utils import DAMAGE, UserError
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
 # network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``represent``, ``score``,
 # ``score_all`` and ``add_mean_user`` as Caser has them.
-NETWORKS = (Caser,)
+NETWORKS = (Caser, Fossil)
 
 
 def train(network, script, description, d, argv=None):
@@ -33,8 +34,11 @@ def train(network, script, description, d, argv=None):
     def make(args, data, checkpoint, make_network):
         return Recommender(make_network, **training_options(args)), None
 
+    def plan(args, data, path_of):
+        return path_of(""), make
+
     parser = training_parser(description, network, d)
-    return training_command(parser, script, network, NETWORKS, argv, make)
+    return training_command(parser, script, network, NETWORKS, argv, plan)
 
 
 @dataclass(eq=False)
@@ -83,11 +87,9 @@ class Recommender:
     def prepare(self, train):
         """Put the windows of ``train`` (after ``to_sequence``) on the device; make the network."""
         seed_epoch(self.seed, 0)
-        windows = train.sequences
-        self.users, self.sequences, self.targets = (
-            torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-            for array in (windows.user_ids, windows.sequences, windows.targets)
-        )
+        self.sequences, self.users, self.history = train.sequences.inputs(self.device)
+        targets = np.ascontiguousarray(train.sequences.targets)
+        self.targets = torch.from_numpy(targets).to(self.device)
         self.sampler = ComplementSampler(train.tocsr(), train.num_items - 1, self.device)
         self.instances = (self.sampler.counts[self.users] > 0).nonzero().flatten()
         if self.train_fraction < 1:
@@ -160,7 +162,7 @@ class Recommender:
         """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
         users, targets = self.users[rows], self.targets[rows]
         more_items = self.more_items(rows)
-        x = self.net.represent(self.sequences[rows], users)
+        x = self.net.represent(self.sequences[rows], users, self.history[rows])
         items = torch.cat([targets, self.draw_negatives(rows, users), more_items], 1)
         scores = self.net.score(x, items)
         T = targets.shape[1]

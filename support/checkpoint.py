@@ -163,12 +163,13 @@ def load_weights(net, checkpoint):
 
 
 def restore_network(checkpoint, settings=None):
-    """The network of a checkpoint; what its file does not tell comes from ``settings``, a dict."""
+    """The network of a checkpoint; what its file does not tell comes from ``settings``, a dict, or
+    is the default."""
     sizes = checkpoint["num_users"], checkpoint["num_items"]
     arguments = {
         name: settings[name]
         for name, *_ in checkpoint["network"].flags
-        if settings and name not in checkpoint["architecture"]
+        if name in (settings or {}) and name not in checkpoint["architecture"]
     }
     net = checkpoint["network"](*sizes, **arguments | checkpoint["architecture"])
     load_weights(net, checkpoint)

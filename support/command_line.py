@@ -206,7 +206,7 @@ def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
 
 
 def checkpoint_name(data_name, network, d, suffix=""):
-    """The name of a checkpoint's file; suffix: "-rd" for a distilled student."""
+    """The name of a checkpoint's file; suffix: "-rd..." for a distilled student."""
     return f"{data_name}-{network.name}-dim={d}{suffix}.pth.tar"
 
 
@@ -232,14 +232,15 @@ def tensorboard_log(folder, first_epoch):
         yield log
 
 
-def training_command(parser, script, network, networks, argv, make, suffix="", check=None):
+def training_command(parser, script, network, networks, argv, plan):
     """Do what the command line of a training script asks for; return the exit status.
 
     networks: those that a checkpoint may name.
-    make: (args, data, checkpoint or None, factory of networks) -> (Recommender, what its teacher's
-    lists were made from or None), called where something is to be trained.
-    suffix: of the checkpoint's name.
-    check: (args, data, path of the checkpoint), called before: UserError where it can't be trained.
+    plan: (args, data, path_of) -> (path, make), called where something is to be trained; UserError
+        where it can't be.
+        path_of: (end of the checkpoint's name) -> path, where it is saved.
+        make: (args, data, checkpoint or None, factory of networks) -> (Recommender, what its
+        teacher's lists were made from or None).
     """
     again = ["python", script, *(sys.argv[1:] if argv is None else map(str, argv))]
     try:
@@ -257,14 +258,17 @@ def training_command(parser, script, network, networks, argv, make, suffix="", c
         if args.evaluate:
             evaluate_checkpoint(args, data, checkpoint)
             return 0
-        name = checkpoint_name(data.name, network, args.d, suffix)
-        path = Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
-        if check:
-            check(args, data, path)
+
+        def path_of(suffix):
+            name = checkpoint_name(data.name, network, args.d, suffix)
+            return Path(args.output_dir, Path(args.checkpoint).name if args.checkpoint else name)
+
+        path, make = plan(args, data, path_of)
         require_writable(path)
         require_writable(records_path(path))
         with locked(path.with_name(f".{path.name}.lock"), path):
             model, lists = make(args, data, checkpoint, make_network)
+            del make  # with the teacher in it
             flags = weight_flags(args)
             before = checkpoint.get("run") if checkpoint else None
             identity = describe_run(script, network.name, flags, data, lists, model.device, before)

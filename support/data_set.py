@@ -135,7 +135,7 @@ class DataSet:
             what = ", ".join(["its data", *untold[:-1]]) + "".join(f" and {x}" for x in untold[-1:])
             return [
                 f"{path}: tells nothing of {what}; only the numbers of users and items could be"
-                " compared, and the flags give the rest"
+                " compared, and flags or their defaults give the rest"
             ], None
         notes = []
         if not self.has_rows_of(checkpoint):
@@ -250,9 +250,10 @@ class Renumbered(torch.nn.Module):
         self.register_buffer("items", items.where(items >= 0, PADDING))
         self.register_buffer("unknown", items < 0)
 
-    def score_all(self, sequences, users):
+    def score_all(self, sequences, users, history):
         """Scores (B, num_items) of the data's items; -inf of padding and the unknown."""
-        scores = self.net.score_all(self.items[sequences], self.users[users])[:, self.items]
+        inputs = self.items[sequences], self.users[users], history.renumbered(self.items)
+        scores = self.net.score_all(*inputs)[:, self.items]
         return scores.masked_fill(self.unknown, -torch.inf)
 
 

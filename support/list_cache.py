@@ -1,6 +1,7 @@
 """The teacher's lists on disk: used again only where they were made from the same things."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def load_or_build_lists(path, named, made_from, shape, num_items, build):
         np.save(file, lists)
     print(f"saved the teacher's top-{shape[1]} lists in {path}", flush=True)
     return lists, made_from
+
+
+def is_bare(path):
+    """Whether there are lists at ``path`` of which nothing tells what they were made from."""
+    return os.path.exists(path) and not _description(path).exists()
 
 
 def _description(path):

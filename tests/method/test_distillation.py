@@ -105,9 +105,8 @@ def test_the_student_learns_its_teachers_list():
     model = DistilledRecommender(network, teacher_topk=lists, weights="uniform", **options)
     model.prepare(known)
     model.fit(known)
-    found, _ = evaluation.best_items(
-        model.net.eval(), known.sequences.sequences, known.sequences.user_ids, ([], []), 3
-    )
+    inputs = known.sequences.inputs("cpu")
+    found, _ = evaluation.best_items(model.net.eval(), inputs, ([], []), 3)
     assert (np.sort(found) == favourites).mean() > 0.95
     assert all(record["loss"] > record["regular_loss"] > 0 for record in model.records)
 

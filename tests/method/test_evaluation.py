@@ -18,7 +18,7 @@ class FixedScores(torch.nn.Module):
         super().__init__()
         self.scores = torch.nn.Parameter(torch.as_tensor(scores, dtype=torch.float32))
 
-    def score_all(self, sequences, users):
+    def score_all(self, sequences, users, history=None):
         assert not self.training, "dropout would be in the scores"
         return self.scores[users].T.contiguous().T
 
@@ -111,7 +111,7 @@ def test_best_items_are_without_padding_and_what_is_out(k):
     allowed[:, 0] = allowed[out] = -torch.inf
     expected, items = allowed.topk(k, dim=1)
     net = FixedScores(scores).eval()
-    found, best = best_items(net, np.zeros((7, 1), int), np.arange(7), out, k)
+    found, best = best_items(net, (None, torch.arange(7)), out, k)
     assert (best == expected.numpy()).all()
     assert (found == items.where(expected > -torch.inf, 0).numpy()).all()
 
@@ -121,7 +121,7 @@ def test_best_items_refuses_scores_that_are_not_finite(value):
     scores = torch.zeros(2, 2000)
     scores[1, 1234] = value
     with pytest.raises(UserError, match="finite"):
-        best_items(FixedScores(scores).eval(), np.zeros((2, 1), int), np.arange(2), ([], []), 3)
+        best_items(FixedScores(scores).eval(), (None, torch.arange(2)), ([], []), 3)
 
 
 # ------------------------------------------------------------------------------- by hand

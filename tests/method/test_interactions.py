@@ -47,16 +47,22 @@ def test_fingerprint_tells_rows_order_and_ids_apart():
 
 def slow_windows(rows_of_users, L, T):
     """The windows, written down one at a time."""
-    users, sequences, targets = [], [], []
+    users, sequences, targets, histories = [], [], [], []
     for user, row in enumerate(rows_of_users):
         stops = range(len(row), L + T - 1, -1) if len(row) >= L + T else [len(row)]
         for stop in stops if len(row) > T else []:
             window = row[max(0, stop - L - T) : stop]
             users.append(user)
             targets.append(window[-T:])
+            histories.append(row[: stop - T])
             sequences.append([0] * (L + T - len(window)) + window[:-T])
     tests = [([0] * L + row)[-L:] for row in rows_of_users]
-    return users, sequences, targets, tests
+    return users, sequences, targets, histories, tests
+
+
+def histories_of(history):
+    bounds = zip(history.starts.tolist(), history.ends.tolist(), strict=True)
+    return [history.items[start:end].tolist() for start, end in bounds]
 
 
 @pytest.mark.parametrize(("L", "T"), [(5, 1), (3, 2), (1, 1), (2, 5), (40, 1), (40, 3), (1, 40)])
@@ -67,13 +73,15 @@ def test_windows_equal_the_slow_version(L, T):
     train = Interactions(*zip(*rows, strict=True))
     train.to_sequence(L, T)
     of_user = [train.item_ids[train.user_ids == u].tolist() for u in range(train.num_users)]
-    users, sequences, targets, tests = slow_windows(of_user, L, T)
+    users, sequences, targets, histories, tests = slow_windows(of_user, L, T)
     assert train.sequences.user_ids.tolist() == users
     assert train.sequences.sequences.tolist() == sequences
     assert train.sequences.targets.tolist() == targets
     assert train.sequences.sequences.shape == (len(users), L)
     assert train.sequences.targets.shape == (len(users), T)
+    assert histories_of(train.sequences.history) == histories
     assert train.test_sequences.sequences.tolist() == tests
+    assert histories_of(train.test_sequences.history) == of_user
 
 
 def test_short_history_by_hand():
@@ -82,6 +90,14 @@ def test_short_history_by_hand():
     assert train.sequences.sequences.tolist() == [[0, 0, 0, 1, 2]]
     assert train.sequences.targets.tolist() == [[1]]  # the earlier x may be in the window
     assert train.test_sequences.sequences.tolist() == [[0, 0, 1, 2, 1], [0, 0, 0, 0, 3]]
+
+
+def test_a_history_in_other_numbers_is_without_what_has_none():
+    train = Interactions("aaabbc", "xyxzyz")
+    train.to_sequence(2, 1)
+    _, _, history = train.test_sequences.inputs("cpu")
+    history = history.renumbered(torch.tensor([0, 7, 0, 8]))
+    assert histories_of(history) == [[7, 7], [8], [8]]
 
 
 # ------------------------------------------------------------------------------ negatives

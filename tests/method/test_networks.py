@@ -147,6 +147,23 @@ def test_filters_are_convolutions(L):
         )
 
 
+@pytest.mark.parametrize("B", [1, 9, 200])
+def test_history_sums_are_those_of_each_history_by_itself(B):
+    """Of users with 1 to 30 rows each; some histories recur, some are empty."""
+    torch.manual_seed(0)
+    table, items = torch.randn(11, 6, requires_grad=True), torch.randint(0, 11, (465,))
+    lengths = torch.arange(1, 31)
+    users = torch.randint(0, 30, (B,))
+    starts = (lengths.cumsum(0) - lengths)[users]
+    ends = starts + (torch.rand(B) * (lengths[users] + 1)).long()
+    ends[0] = starts[0]
+    ranges = list(zip(starts, ends, strict=True))
+    fast = partial(kernels.history_sums, table, items, starts, ends)
+    assert_same_values_and_gradients(
+        fast, lambda: torch.stack([table[items[start:end]].sum(0) for start, end in ranges]), table
+    )
+
+
 @pytest.mark.parametrize(("B", "n"), [(1, 1), (1, 7), (9, 1), (9, 40)])
 def test_row_products_are_those_of_the_copied_rows(monkeypatch, B, n):
     torch.manual_seed(0)
