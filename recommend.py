@@ -97,7 +97,7 @@ class TrainedModel:
             for number, (window, items) in enumerate(zip(windows, known, strict=True), block.start):
                 if not items:
                     raise UserError(f"sequence {number}: no item in it that the model knows")
-                last = items[-len(window) :]
+                last = items[max(len(items) - len(window), 0) :]
                 window[len(window) - len(last) :] = last
             numbers = [
                 mean if user is None else self.user_map.get(str(user), mean)
