@@ -171,7 +171,8 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
     try:
         parser.parse(saved)
     except UserError as error:
-        raise UserError(f"{args.checkpoint}: the flags in it are damaged: {error}") from None
+        what = "the flags in it are damaged, or of another network"
+        raise UserError(f"{args.checkpoint}: {what}: {error}") from None
     args, _ = parser.parse([*saved, *(sys.argv[1:] if argv is None else argv)])
     if "output_dir" not in given:
         args.output_dir = str(Path(args.checkpoint).parent)
