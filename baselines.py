@@ -125,10 +125,12 @@ def count(method, argv):
     """Evaluate POP or ItemCF, and write its records."""
     args, _ = read_command(baseline_parser(method), SCRIPT, NETWORKS, argv)
     data = load_data(args)
-    words = [data.name, method]
+    name = f"{data.name}-{method}"
     if method == "itemcf":
-        words += [args.similarity] + [f"neighbours={n}" for n in [args.neighbours] if n]
-    path = Path(args.output_dir, "-".join(words))
+        name += f"-{args.similarity}"
+        if args.neighbours:
+            name += f"-neighbours={args.neighbours}"
+    path = Path(args.output_dir, name)
     require_writable(records_path(path))
     started = time.perf_counter()
     seen = data.train.tocsr()
