@@ -149,14 +149,15 @@ class Interactions:
 
         Sets ``sequences``: every run of L + T consecutive items of a user, newest first, users
         in order. A user with T < n < L + T rows has one window, left-padded with 0; one with
-        n <= T rows has none. Sets ``test_sequences``: every user's last L items, (num_users, L).
+        n <= T rows has none (with L = 0: n < T). Sets ``test_sequences``: every user's last L
+        items, (num_users, L).
         """
         L, T = sequence_length, target_length
         items = self.item_ids[np.argsort(self.user_ids, kind="stable")]
         lengths = np.bincount(self.user_ids, minlength=self.num_users)
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        windows = np.where(lengths > T, np.maximum(lengths - (L + T) + 1, 1), 0)
+        windows = np.where(lengths >= min(L, 1) + T, np.maximum(lengths - (L + T) + 1, 1), 0)
         users = np.repeat(np.arange(self.num_users), windows)
         age = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
         stops = ends[users] - age

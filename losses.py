@@ -19,6 +19,17 @@ def pointwise_loss(positive, negative):
     return -per_instance.mean()
 
 
+def pairwise_loss(positive, negative):
+    """BPR-Opt of Rendle et al., "BPR", UAI 2009, without its regularization, which is the
+    optimizer's: the observed items against the sampled ones, in pairs.
+
+    positive: (B, T) scores, negative: (B, N) scores. Returns a scalar: the sum over an
+    instance's pairs, the mean over instances.
+    """
+    difference = positive[:, :, None] - negative[:, None, :]  # (B, T, N)
+    return -F.logsigmoid(difference).sum((1, 2)).mean()
+
+
 def distillation_loss(candidate, weight):
     """L^D: the items of the teacher's list as weighted positives.
 

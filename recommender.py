@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from bpr import BPR
 from caser import Caser
 from evaluation import evaluate_ranking, mean_metrics, metrics_line
 from fossil import Fossil
@@ -21,7 +22,7 @@ from utils import DAMAGE, UserError
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
 # network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``represent``, ``score``,
 # ``score_all`` and ``add_mean_user`` as Caser has them.
-NETWORKS = (Caser, Fossil)
+NETWORKS = (Caser, Fossil, BPR)
 
 
 def train(network, script, description, d, argv=None):
@@ -167,7 +168,7 @@ class Recommender:
         scores = self.net.score(x, items)
         T = targets.shape[1]
         positive, negative, more = scores.split([T, self.neg_samples, more_items.shape[1]], 1)
-        regular_loss = pointwise_loss(positive, negative)
+        regular_loss = self.ranking_loss(positive, negative)
         return regular_loss + self.more_loss(rows, users, x, more_items, more), regular_loss
 
     def _refuse_unless_finite(self, epoch, losses):
@@ -201,6 +202,10 @@ class Recommender:
     def draw_negatives(self, rows, users):
         """(B, neg_samples) int64, items that ``users`` (B,) do not have in train."""
         return self.sampler.draw(users, self.neg_samples)
+
+    def ranking_loss(self, positive, negative):
+        """A scalar from the scores (B, T) of targets and (B, neg_samples) of negatives."""
+        return pointwise_loss(positive, negative)
 
     def more_items(self, rows):
         """Items (B, M) to score beside targets and negatives; here M = 0."""

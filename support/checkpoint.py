@@ -102,7 +102,7 @@ def _verified(checkpoint, networks):
         if value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous():
             raise ValueError("its weights are no plain float32")
     told = network.arguments_of(weights)
-    if min(told["num_users"], told["num_items"], told["L"], told["d"]) < 1:
+    if min(told["num_users"], told["num_items"], told.get("L", 1), told["d"]) < 1:
         raise ValueError("its weights are empty")
     saved = {name: value for name, value in checkpoint.get("architecture", {}).items()
              if name in {flag for flag, *_ in network.flags}}  # fmt: skip

@@ -37,14 +37,8 @@ def training_parser(description, network, d):
     description: its first line is shown. network: the class. d: the default of that flag.
     """
     parser = Parser(description=description.split("\n")[0])
+    data_flags(parser)
     # fmt: off
-    data = parser.add_argument_group("data")
-    path_flag(data, "--dataset", "datasets/NAME/SPLIT/{train,test}.txt", "ml-100k", "NAME")
-    data.add_argument("--split", default="test", choices=SPLITS,
-                      help="test learns from train and validation rows, validation from train")
-    path_flag(data, "--train_root", "rows to learn from, in place of --dataset's")
-    path_flag(data, "--test_root", "rows to predict, with --train_root")
-
     group = parser.add_argument_group(f"network ({network.__name__})")
     for name, default, kind, allowed, meaning in network.flags:
         if kind is str:
@@ -81,6 +75,16 @@ def training_parser(description, network, d):
                         help="accept a checkpoint that was trained on other rows")
     # fmt: on
     return parser
+
+
+def data_flags(parser):
+    """Add the flags that name what is learnt from and what is predicted."""
+    group = parser.add_argument_group("data")
+    path_flag(group, "--dataset", "datasets/NAME/SPLIT/{train,test}.txt", "ml-100k", "NAME")
+    words = "test learns from train and validation rows, validation from train"
+    group.add_argument("--split", default="test", choices=SPLITS, help=words)
+    path_flag(group, "--train_root", "rows to learn from, in place of --dataset's")
+    path_flag(group, "--test_root", "rows to predict, with --train_root")
 
 
 def boolean(text):
@@ -167,7 +171,8 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
     try:
         parser.parse(saved)
     except UserError as error:
-        raise UserError(f"{args.checkpoint}: the flags in it are damaged: {error}") from None
+        what = "the flags in it are damaged, or of another network"
+        raise UserError(f"{args.checkpoint}: {what}: {error}") from None
     args, _ = parser.parse([*saved, *(sys.argv[1:] if argv is None else argv)])
     if "output_dir" not in given:
         args.output_dir = str(Path(args.checkpoint).parent)
@@ -197,12 +202,18 @@ def evaluate_checkpoint(args, data, checkpoint, label="Evaluation"):
     net, notes = data.network(checkpoint, vars(args), args.allow_other_data)
     print_notes(notes)
     net = net.to(args.device)
+    print_evaluation(net, data, label)
+    return net
+
+
+def print_evaluation(net, data, label="Evaluation"):
+    """Print a network's metrics; return them, and the seconds that they took, as a record's."""
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
     standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
     seconds = time.perf_counter() - started
     print(f"{label}\t{metrics_line(means)}, standard ndcgs={standard}[{seconds:.1f} s]", flush=True)
-    return net
+    return means | {"eval_seconds": round(seconds, 4)}
 
 
 def checkpoint_name(data_name, network, d, suffix=""):

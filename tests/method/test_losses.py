@@ -7,6 +7,7 @@ from losses import (
     distillation_loss,
     estimated_rank,
     normalized,
+    pairwise_loss,
     pointwise_loss,
     position_importance_weight,
     ranking_discrepancy_weight,
@@ -21,7 +22,17 @@ def test_pointwise_loss_equals_the_naive_form(B):
     assert torch.allclose(pointwise_loss(positive, negative), -naive.mean(), atol=1e-12)
 
 
+@pytest.mark.parametrize("B", [1, 4])
+def test_pairwise_loss_equals_the_naive_form(B):
+    torch.manual_seed(0)
+    positive, negative = (torch.randn(B, n).double() for n in (2, 3))
+    pairs = [(p, n) for p in positive.T for n in negative.T]
+    naive = sum(torch.log((p - n).sigmoid()) for p, n in pairs)
+    assert torch.allclose(pairwise_loss(positive, negative), -naive.mean(), atol=1e-12)
+
+
 def test_losses_are_finite_for_any_score():
+    assert pairwise_loss(torch.tensor([[-1e30]]), torch.tensor([[1e30]])).isfinite()
     positive = torch.tensor([[-110.0, -1e30]], requires_grad=True)
     negative = torch.tensor([[20.0, 1e30]], requires_grad=True)
     loss = pointwise_loss(positive, negative) + distillation_loss(positive, torch.ones(2))
