@@ -13,15 +13,13 @@ import torch
 from bpr import BPR
 from interactions import csr_indices
 from losses import pairwise_loss
-from recommender import NETWORKS, Recommender
+from recommender import NETWORKS, Recommender, train_by
 from support.checkpoint import records_path, write_records
 from support.command_line import (
     data_flags,
     load_data,
     print_evaluation,
     read_command,
-    training_command,
-    training_options,
     training_parser,
     weight_flags,
 )
@@ -149,16 +147,12 @@ def count(method, argv):
 
 def main(argv=None):
     """Do what the command line ``argv`` (default: this process's) asks for; the exit status."""
-
-    def make(args, data, checkpoint, make_network):
-        return PairwiseRecommender(make_network, **training_options(args)), None
-
     first = Parser(add_help=False)
     method_flag(first)
     method = first.parse_known_args(argv)[0].method
     if method != "bpr":
         return count(method, argv)
-    return training_command(baseline_parser(method), SCRIPT, BPR, NETWORKS, argv, make)
+    return train_by(baseline_parser(method), BPR, SCRIPT, argv, PairwiseRecommender)
 
 
 if __name__ == "__main__":

@@ -31,14 +31,21 @@ def train(network, script, description, d, argv=None):
     network: a class of NETWORKS. script: the file that can resume the run. description: what
     --help says first. d: the default dimension.
     """
+    return train_by(training_parser(description, network, d), network, script, argv, Recommender)
+
+
+def train_by(parser, network, script, argv, recommender):
+    """As ``train``, by the flags of a ``training_parser``.
+
+    recommender: Recommender or a subclass, which takes the same options.
+    """
 
     def make(args, data, checkpoint, make_network):
-        return Recommender(make_network, **training_options(args)), None
+        return recommender(make_network, **training_options(args)), None
 
     def plan(args, data, path_of):
         return path_of(""), make
 
-    parser = training_parser(description, network, d)
     return training_command(parser, script, network, NETWORKS, argv, plan)
 
 
