@@ -2,7 +2,6 @@
 1205.2618), its matrix factorization. Letters as in caser.py; a window has no item here, L = 0.
 """
 
-import torch
 from torch import nn
 
 from kernels import all_products, row_products
@@ -19,6 +18,7 @@ class BPR(nn.Module):
     """
 
     name = "bpr"
+    user_table = "user_embeddings"  # whose mean stands for users that it does not know
     flags = (
         ("L", 0, int, "[0, 0]", "L: the items of a window, which has none"),
         ("d", 50, int, "[1, 100000]", "d: dimension of the embeddings"),
@@ -57,11 +57,3 @@ class BPR(nn.Module):
         num_users, d = state_dict["user_embeddings.weight"].shape
         num_items = len(state_dict["item_embeddings.weight"])
         return {"num_users": num_users, "num_items": num_items, "d": d}
-
-    def add_mean_user(self):
-        """Give the user table one row more, the mean of all, for users that it does not know;
-        return its number."""
-        weight = self.user_embeddings.weight.detach()
-        weight = torch.cat([weight, weight.mean(0, keepdim=True)])
-        self.user_embeddings = nn.Embedding.from_pretrained(weight)
-        return len(weight) - 1

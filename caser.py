@@ -37,6 +37,7 @@ class Caser(nn.Module):
     """
 
     name = "caser"  # in checkpoints and in the names of files
+    user_table = "user_embeddings"  # whose mean stands for users that it does not know
     flags = (  # name, default, type, range or choices, meaning
         ("L", 5, int, "[1, 1000]", "L: the items of a window"),
         ("d", 100, int, "[1, 100000]", "d: dimension of the embeddings"),
@@ -110,11 +111,3 @@ class Caser(nn.Module):
             L, nh = len(heights), state_dict[heights[0]].shape[0]
         num_items = len(state_dict["item_embeddings.weight"])
         return {"num_users": num_users, "num_items": num_items, "L": L, "d": d, "nv": nv, "nh": nh}
-
-    def add_mean_user(self):
-        """Give the user table one row more, the mean of all, for users that it does not know;
-        return its number."""
-        weight = self.user_embeddings.weight.detach()
-        weight = torch.cat([weight, weight.mean(0, keepdim=True)])
-        self.user_embeddings = nn.Embedding.from_pretrained(weight)
-        return len(weight) - 1

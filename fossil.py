@@ -26,6 +26,7 @@ class Fossil(nn.Module):
     """
 
     name = "fossil"  # in checkpoints and in the names of files
+    user_table = "user_eta"  # whose mean stands for users that it does not know
     flags = (  # name, default, type, range or choices, meaning
         ("L", 5, int, "[1, 1000]", "L: the items of a window, the order of the Markov chain"),
         ("d", 50, int, "[1, 100000]", "d: dimension of the embeddings"),
@@ -71,11 +72,3 @@ class Fossil(nn.Module):
         num_users, L = state_dict["user_eta.weight"].shape
         num_items, d = state_dict["P.weight"].shape
         return {"num_users": num_users, "num_items": num_items, "L": L, "d": d}
-
-    def add_mean_user(self):
-        """Give the users' weights one row more, the mean of all, for users that they do not know;
-        return its number."""
-        weight = self.user_eta.weight.detach()
-        weight = torch.cat([weight, weight.mean(0, keepdim=True)])
-        self.user_eta = nn.Embedding.from_pretrained(weight)
-        return len(weight) - 1

@@ -15,7 +15,13 @@ from tqdm import tqdm
 from evaluation import best_items, device_of, scoring_blocks
 from interactions import PADDING, History, SequenceInteractions, csr_indices
 from recommender import NETWORKS
-from support.checkpoint import original_ids, read_checkpoint, records_path, restore_network
+from support.checkpoint import (
+    add_mean_user,
+    original_ids,
+    read_checkpoint,
+    records_path,
+    restore_network,
+)
 from support.data_set import SPLITS, find_files, read_interactions
 from support.output import check_output, open_output
 from utils import (
@@ -56,7 +62,7 @@ class TrainedModel:
         self.checkpoint = checkpoint = read_checkpoint(path, NETWORKS)
         self.user_map, self.item_map = (original_ids(checkpoint, kind) for kind in ("user", "item"))
         self.net = restore_network(checkpoint)
-        self.net.add_mean_user()
+        add_mean_user(self.net)
         self.net.to(pick_device(device)).eval()
 
     def recommend(self, sequences, users=None, top=10, include_seen=False):

@@ -20,8 +20,8 @@ from support.command_line import training_command, training_options, training_pa
 from utils import DAMAGE, UserError
 
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
-# network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``represent``, ``score``,
-# ``score_all`` and ``add_mean_user`` as Caser has them.
+# network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``user_table``,
+# ``represent``, ``score`` and ``score_all`` as Caser has them.
 NETWORKS = (Caser, Fossil, BPR)
 
 

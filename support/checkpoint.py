@@ -176,6 +176,15 @@ def restore_network(checkpoint, settings=None):
     return net
 
 
+def add_mean_user(net):
+    """Give a network's user table one row more, the mean of all, for users that it does not know;
+    return its number."""
+    weight = getattr(net, net.user_table).weight.detach()
+    weight = torch.cat([weight, weight.mean(0, keepdim=True)])
+    setattr(net, net.user_table, torch.nn.Embedding.from_pretrained(weight))
+    return len(weight) - 1
+
+
 def save_run(path, model, identity, args, data):
     """Write the checkpoint ``path`` and then its records, each of them atomically.
 

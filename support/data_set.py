@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from interactions import PADDING, Interactions
-from support.checkpoint import original_ids, restore_network
+from support.checkpoint import add_mean_user, original_ids, restore_network
 from support.rows import read_rows
 from utils import UserError
 
@@ -244,7 +244,7 @@ class Renumbered(torch.nn.Module):
     def __init__(self, net, users, items):
         super().__init__()
         self.net, self.name, self.architecture = net, net.name, net.architecture
-        mean_user = net.add_mean_user()
+        mean_user = add_mean_user(net)
         users, items = torch.from_numpy(users), torch.from_numpy(items)
         self.register_buffer("users", users.where(users >= 0, mean_user))
         self.register_buffer("items", items.where(items >= 0, PADDING))
