@@ -6,6 +6,7 @@ import time
 import numpy as np
 import torch
 
+from evaluation import device_of
 from kernels import topk
 from reproduction.rows import ROWS
 from support.checkpoint import restore_network
@@ -45,13 +46,11 @@ def measure(study, names):
 @torch.inference_mode()
 def ranking_seconds(net, train, users, at_once):
     """How long it takes to rank all items for users (n,), ``at_once`` of them together."""
-    device = next(net.parameters()).device
-    windows = torch.from_numpy(train.test_sequences.sequences[users]).to(device)
-    users = torch.from_numpy(users).to(device)
+    device = device_of(net)
+    inputs = [part[users] for part in train.test_sequences.inputs(device)]
     started = time.perf_counter()
     for first in range(0, len(users), at_once):
-        part = slice(first, first + at_once)
-        scores = net.score_all(windows[part], users[part])
+        scores = net.score_all(*(part[first : first + at_once] for part in inputs))
         topk(scores, min(10, scores.shape[1]))
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -109,16 +109,16 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce):
     assert "| toy | 10 | 25 | 120 |" in reproduce("--table", "1", *last_only)[1]
     status, out, _, ran = reproduce("--report", *last_only)
     assert (status, ran) == (0, [])
-    for words in ("Table 1", "Table 3", "Table 4", "Readings", "not run", "not measured"):
+    for words in ("Table 1", "Table 3", "Table 4", "readings", "not run", "not measured"):
         assert words in out
     reproduce("--table", "3", *last_only)
     out = reproduce("--table", "3", "--report", *last_only)[1]
-    assert re.search(r"\| Caser-RD \| [\d,]+ \|  \| \d+\.\d% \| 0\.0 \| 0\.\d\d \| 0\.\d\d \|", out)
+    assert re.search(r"\| Caser-RD \| [\d,]+ \| \d+\.\d% \| 0\.0 \| 0\.\d\d \| 0\.\d\d \|", out)
 
 
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce):
     _, out, _, (search, final) = reproduce("--row", "caser-s")
-    assert re.search("(?s)### Caser-S, toy\n.*Test split, all items ranked", out)
+    assert re.search("(?s)### toy: Caser-S\n.*Test split, all items ranked", out)
     device = pick_device("auto").type
     assert re.search(rf"By {device}, \d+ thread\(s\), python 3.*, commit [0-9a-f]+", out)
     splits = [words[words.index("--split") + 1] for words in (search, final)]
@@ -136,8 +136,8 @@ def test_all_seeds_are_reported_wherever_they_lie_and_an_interrupted_one_is_resu
     reproduce("--row", "caser-s", "--seeds", 2)
     for flags in ([], ["--table", "2"]):
         out = reproduce("--report", *flags)[1]
-        assert "| Caser-S |  | 4 | 2 |" in out or "| Caser-S |  | 2 | 2 |" in out
-        assert ("### Table 4" in out) == (not flags)
+        assert re.search(r"\| Caser-S \| [24] \| 2 \|", out)
+        assert ("Table 4" in out) == (not flags)
         assert out.count("MAP of Caser-S by seed: 1234: ") == 1
     Path("results").rename("elsewhere")
     flags = ["--row", "caser-s", "--results_dir", Path("elsewhere").resolve(), "--seeds"]
@@ -353,7 +353,7 @@ def test_jobs_at_once_share_the_threads_and_follow_their_teachers(reproduce, mon
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     status, out, err, _ = reproduce("--seeds", 2, "--jobs", 3)
     assert (status, err, max(most), shares) == (0, [], 3, {"2"})
-    assert "| Caser-RD |  |" in out
+    assert re.search(r"\| Caser-RD \| [24] \| 2 \|", out)
     assert len(begun) == len(set(begun))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
