@@ -52,7 +52,7 @@ def start(tmp_path):
 
 def finish(process):
     """Its standard output, once it has ended well."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     return out
 
@@ -83,7 +83,7 @@ def test_terminated_it_says_how_to_go_on(toy, tmp_path, start, taught):
     process = start("distill_caser.py", *flags)
     assert any(line.startswith("Epoch 1") for line in process.stdout)
     process.terminate()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "")
     script, *again = shlex.split(out.splitlines()[-1].removeprefix("python "))
     finish(start(script, *again))
@@ -236,7 +236,7 @@ def test_a_default_data_set_that_cannot_be_fetched_is_one_line(tmp_path, start):
     """The scripts call datasets/prepare.py, whose one line and exit status they hand on."""
     offline = {"PIP_INDEX_URL": "http://localhost:9/", "PIP_NO_INDEX": "1"}
     process = start("train_caser.py", "--n_iter", 1, **offline, PIP_FIND_LINKS=str(tmp_path))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err.count("\n") == 1
     assert "--source" in err
