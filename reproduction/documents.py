@@ -261,8 +261,10 @@ def findings(numbers):
     )
     lines = {
         "Distilling gains": differences("caser-rd", "caser-s"),
-        "Trained to convergence, up to 200 epochs, it gains": differences(
-            "caser-rd-converged", "caser-s-converged"
+        "Trained to convergence, up to 200 epochs, it gains": "; ".join(
+            words + differences(f"{row}-converged", "caser-s-converged")
+            for words, row in (("", "caser-rd"), ("by the paper's formulas ", "rd-paper"))
+            if differences(f"{row}-converged", "caser-s-converged")
         ),
         "Against the teacher, the distilled student has": differences("caser-rd", "caser-t"),
         "Against equal weights (w = 1/K), the paper's hybrid weight has": differences(
