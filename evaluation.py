@@ -155,12 +155,13 @@ def mean_metrics(per_user):
     return {name: float(values.mean()) for name, values in per_user.items() if name != "user"}
 
 
-def metrics_line(means, ks=KS):
+def metrics_line(means, ks=KS, standard=False):
     """The authors' log format: ``map=…, precisions=…,…,…, recalls=…, ndcgs=…``.
 
-    ndcgs is the paper's variant.
+    ndcgs is the paper's variant; standard: whether to add the standard one.
     """
     lists = {"precisions": "precision", "recalls": "recall", "ndcgs": "ndcg_paper"}
+    lists |= {"standard ndcgs": "ndcg"} if standard else {}
     values = [f"map={means['map']:.4f}"] + [
         f"{label}=" + ",".join(f"{means[f'{name}@{k}']:.4f}" for k in ks)
         for label, name in lists.items()

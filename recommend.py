@@ -195,22 +195,21 @@ def named_users(text, model):
     elif os.path.isfile(text):
         with open(text, encoding="utf-8-sig") as file:
             try:
-                names = [line.strip(whitespace) for line in file]
+                lines = [(f"{text}, line {number}", line) for number, line in enumerate(file, 1)]
             except UnicodeDecodeError:
                 raise UserError(f"{text}: not UTF-8; save the file as UTF-8") from None
-        lines = [(f"{text}, line {number}", name) for number, name in enumerate(names, 1)]
     else:
-        lines = [("--users", name.strip(whitespace)) for name in text.split(",")]
-    wanted = list({name: (place, name) for place, name in lines if name}.values())
+        lines = [("--users", name) for name in text.split(",")]
+    wanted = {name: place for place, line in lines if (name := line.strip(whitespace))}
     if not wanted:
         raise UserError(f"--users {text}: names nobody; give ids, or leave the flag out for all")
-    for place, name in wanted:
+    for name, place in wanted.items():
         if name not in model.user_map:
             raise UserError(
                 f"{place}: the model does not know user {name!r}; give what they had by --history"
                 " (ids that hold a comma: one a line, in a file)"
             )
-    return np.array([model.user_map[name] for _, name in wanted])
+    return np.array([model.user_map[name] for name in wanted])
 
 
 # ------------------------------------------------------------------------------- output

@@ -16,7 +16,7 @@ from pathlib import Path
 from reproduction.documents import write_documents
 from reproduction.execution import execute_all, in_order
 from reproduction.figures import FIGURES, draw, draw_figure, figure_rows, points_of_runs
-from reproduction.published import Numbers, numbers_of, publish
+from reproduction.published import numbers_of, publish
 from reproduction.report import report, rivals_of
 from reproduction.rows import COMPARISONS, ROWS, TABLES
 from reproduction.runs import Study
@@ -82,15 +82,14 @@ def print_list():
 
 def print_tables(study, tables, rows):
     """Print the tables, and the single rows, from the runs that are finished."""
-    published = Numbers.read()
     pairs = [pair for number in tables for pair in COMPARISONS.get(number, ())] + rivals_of(rows)
     names = [name for number in tables for name in TABLES[number]] + rows
     names = dict.fromkeys(names + [name for pair in pairs for name in pair])
     numbers = numbers_of(study, [ROWS[name] for name in names], pairs)
     for number in tables:
-        print("\n".join(report(numbers, published, study.dataset, number)))
+        print("\n".join(report(numbers, study.published, study.dataset, number)))
     for name in rows:
-        print("\n".join(report(numbers, published, study.dataset, None, [name])))
+        print("\n".join(report(numbers, study.published, study.dataset, None, [name])))
 
 
 def draw_figures(study, figures):

@@ -268,9 +268,11 @@ def require_writable(path):
         raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from None
 
 
-def first_free(path_of):
-    """The first of the paths path_of(1), path_of(2), ... at which there is nothing."""
-    return next(path for path in map(path_of, itertools.count(1)) if not path.exists())
+def first_free(path_of, second_of=lambda path: path):
+    """The first of the paths path_of(1), path_of(2), ... at which, and at whose second path, there
+    is nothing."""
+    paths = map(path_of, itertools.count(1))
+    return next(path for path in paths if not (path.exists() or second_of(path).exists()))
 
 
 def fingerprint(*arrays):

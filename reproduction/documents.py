@@ -4,6 +4,7 @@ README.md, and the pictures in docs/ with the csv files behind them."""
 import re
 from pathlib import Path
 
+from evaluation import metrics_line
 from reproduction.figures import (
     FIGURES,
     draw_figure,
@@ -13,7 +14,7 @@ from reproduction.figures import (
     headline_points,
     points_csv,
 )
-from reproduction.published import Numbers
+from reproduction.published import EVERY_METRIC, Numbers
 from reproduction.report import (
     PROTOCOL,
     TITLES,
@@ -28,26 +29,25 @@ from reproduction.report import (
     table_of_tests,
 )
 from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, ROWS, TABLES
+from support.run import ROOT
 from utils import UserError, atomic_write
 
-ROOT = Path(__file__).resolve().parent.parent
 DIFFERENT_P = 0.05  # below it a difference counts as one
 
-# claim -> (row, rival): the row's MAP is higher
-CLAIMS = {
-    "The distilled student beats the student alone": ("caser-rd", "caser-s"),
-    "... by the paper's formulas": ("rd-paper", "caser-s"),
-    "... when all are trained to convergence": ("caser-rd-converged", "caser-s-converged"),
-    "The distilled student beats its teacher": ("caser-rd", "caser-t"),
-    "... by the paper's formulas ": ("rd-paper", "caser-t"),
-    "... with the user's own items out of the lists": ("rd-observed", "caser-t"),
-    "The hybrid weight beats equal weights, w = 1/K": ("caser-rd", "uniform"),
-    "... by the paper's formula": ("rd-normalized", "uniform"),
-    "The hybrid weight beats position importance alone": ("caser-rd", "position"),
-    "The hybrid weight beats ranking discrepancy alone": ("caser-rd", "discrepancy"),
-    "Position importance alone beats w = 1/K": ("position", "uniform"),
-    "Ranking discrepancy alone beats w = 1/K": ("discrepancy", "uniform"),
-}
+CLAIMS = (  # claim, row, rival: the row's MAP is higher
+    ("The distilled student beats the student alone", "caser-rd", "caser-s"),
+    ("... by the paper's formulas", "rd-paper", "caser-s"),
+    ("... when all are trained to convergence", "caser-rd-converged", "caser-s-converged"),
+    ("The distilled student beats its teacher", "caser-rd", "caser-t"),
+    ("... by the paper's formulas", "rd-paper", "caser-t"),
+    ("... with the user's own items out of the lists", "rd-observed", "caser-t"),
+    ("The hybrid weight beats equal weights, w = 1/K", "caser-rd", "uniform"),
+    ("... by the paper's formula", "rd-normalized", "uniform"),
+    ("The hybrid weight beats position importance alone", "caser-rd", "position"),
+    ("The hybrid weight beats ranking discrepancy alone", "caser-rd", "discrepancy"),
+    ("Position importance alone beats w = 1/K", "position", "uniform"),
+    ("Ranking discrepancy alone beats w = 1/K", "discrepancy", "uniform"),
+)
 OLDER = "945ce2d..fc5f0a5"  # the commits before an epoch drew from its seed and number alone
 HALF_THE_TIME = 0.6  # of the teacher's, at most
 
@@ -94,15 +94,14 @@ def verdict(shown):
 def claims_table(numbers):
     """What the paper claims, the difference in MAP and its p on each data set, and a verdict."""
     data_sets, lines = data_sets_of(numbers), []
-    for claim, pair in CLAIMS.items():
+    for claim, *pair in CLAIMS:
         found = [difference(numbers, data_set, *pair) for data_set in data_sets]
         cells = [f"{decimal(one.mean, '+')} (p {p_value(one.p)})" if one else "not run"
                  for one in found]  # fmt: skip
         shown = [one and bool(one.mean > 0 and one.p < DIFFERENT_P) for one in found]
-        lines.append([claim.strip(), *cells, verdict(shown)])
+        lines.append([claim, *cells, verdict(shown)])
     ratios = [time_ratios(numbers, data_set) for data_set in data_sets]
-    cells = [", ".join(f"{ratio:.0%} {how}" for how, ratio in of.items()) or "not measured"
-             for of in ratios]  # fmt: skip
+    cells = [time_words(of) or "not measured" for of in ratios]
     shown = [ratio <= HALF_THE_TIME for of in ratios for ratio in of.values()]
     lines.append(["The student ranks in half the time", *cells, verdict(shown)])
     return table(["claim", *data_sets, "verdict"], lines)
@@ -117,6 +116,11 @@ def time_ratios(numbers, data_set):
         / seconds["caser-t", at_once]
         for at_once in dict.fromkeys(times["at_once"])
     }
+
+
+def time_words(ratios):
+    """What ``time_ratios`` gives, in words."""
+    return ", ".join(f"{ratio:.0%} {how}" for how, ratio in ratios.items())
 
 
 def older_runs(numbers):
@@ -236,12 +240,8 @@ def parameters(numbers, data_set):
 def evaluate_line(numbers):
     """What --evaluate prints of the distilled student that the first run leaves."""
     lines = numbers.of("results", data_set="ml-100k", row="caser-rd", seed="1234", split="test")
-    value = {name: float(cell or "nan") for name, cell in lines.iloc[0].items() if "@" in name}
-    parts = [f"map={float(lines['map'].iloc[0]):.4f}"]
-    for title, name in (("precisions", "precision"), ("recalls", "recall"),
-                        ("ndcgs", "ndcg_paper"), ("standard ndcgs", "ndcg")):  # fmt: skip
-        parts.append(f"{title}=" + ",".join(f"{value[f'{name}@{k}']:.4f}" for k in (3, 5, 10)))
-    return ["    Evaluation\t" + ", ".join(parts)]
+    means = lines.iloc[0][EVERY_METRIC].astype(float)
+    return [f"    Evaluation\t{metrics_line(means, standard=True)}"]
 
 
 def findings(numbers):
@@ -253,18 +253,14 @@ def findings(numbers):
         return ", ".join(f"{decimal(one.mean, '+')} on {data_set} (p {p_value(one.p)})"
                          for data_set, one in found if one)  # fmt: skip
 
-    ratios = {data_set: time_ratios(numbers, data_set) for data_set in data_sets}
-    times = "; ".join(
-        f"{data_set} {', '.join(f'{ratio:.0%} {how}' for how, ratio in of.items())}"
-        for data_set, of in ratios.items()
-        if of
-    )
+    ratios = ((data_set, time_ratios(numbers, data_set)) for data_set in data_sets)
+    times = "; ".join(f"{data_set} {time_words(of)}" for data_set, of in ratios if of)
     lines = {
         "Distilling gains": differences("caser-rd", "caser-s"),
         "Trained to convergence, up to 200 epochs, it gains": "; ".join(
-            words + differences(f"{row}-converged", "caser-s-converged")
+            words + told
             for words, row in (("", "caser-rd"), ("by the paper's formulas ", "rd-paper"))
-            if differences(f"{row}-converged", "caser-s-converged")
+            if (told := differences(f"{row}-converged", "caser-s-converged"))
         ),
         "Against the teacher, the distilled student has": differences("caser-rd", "caser-t"),
         "Against equal weights (w = 1/K), the paper's hybrid weight has": differences(

@@ -7,16 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from support.checkpoint import records_path
 from support.processes import Busy, locked, stopped_together
+from support.run import ROOT
 from utils import UserError, first_free
 
-ROOT = Path(__file__).resolve().parent.parent
 LOOK_SECONDS = 0.3  # between two looks at the runs that go on
 
 
@@ -72,7 +71,7 @@ def begin_next(waiting, slot, jobs, count):
             try:
                 begun = Execution(run, slot, jobs, count.line(run, waiting))
             except Busy as busy:
-                tell_once(f"{busy.args[0].partition(' is writing it')[0]} is at it; waiting")
+                tell_once(f"{run.name}: {busy.holder} is at it; waiting")
                 continue
             waiting.remove(run)
             return begun

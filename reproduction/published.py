@@ -13,7 +13,7 @@ import scipy.stats
 
 from evaluation import KS, evaluate_ranking
 from reproduction.rows import COMPARISONS, DATA_SETS, ROWS
-from support.run import changed_files
+from support.run import changed_files, version_words
 from utils import UserError, atomic_write
 
 FOLDER = Path(__file__).parent
@@ -185,7 +185,6 @@ def numbers_of(study, rows, pairs):
 def result_line(run):
     """The line of results.csv of a finished Run."""
     identity, records = run.recorded()
-    versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     return {
         "data_set": run.study.dataset,
         "split": run.split,
@@ -200,7 +199,7 @@ def result_line(run):
         "commit": identity["commit"],
         "device": identity["device"],
         "threads": identity["threads"],
-        "versions": versions,
+        "versions": version_words(identity["versions"]),
     }
 
 

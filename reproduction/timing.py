@@ -10,7 +10,7 @@ from evaluation import device_of
 from kernels import topk
 from reproduction.rows import ROWS
 from support.checkpoint import restore_network
-from support.run import commit
+from support.run import commit, version_words
 from utils import versions
 
 AT_ONCE = (256, 1)  # users ranked together
@@ -37,7 +37,7 @@ def measure(study, names):
                         "parameters": sum(parameter.numel() for parameter in net.parameters()),
                         "megabytes": round(run.checkpoint.stat().st_size / 1e6, 1),
                         "threads": torch.get_num_threads(),
-                        "versions": ", ".join(f"{name} {of}" for name, of in versions().items()),
+                        "versions": version_words(versions()),
                         "commit": commit(),
                     })  # fmt: skip
     return lines

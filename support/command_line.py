@@ -210,9 +210,8 @@ def print_evaluation(net, data, label="Evaluation"):
     """Print a network's metrics; return them, and the seconds that they took, as a record's."""
     started = time.perf_counter()
     means = mean_metrics(evaluate_ranking(net, data.train, data.test))
-    standard = ",".join(f"{means[f'ndcg@{k}']:.4f}" for k in KS)
     seconds = time.perf_counter() - started
-    print(f"{label}\t{metrics_line(means)}, standard ndcgs={standard}[{seconds:.1f} s]", flush=True)
+    print(f"{label}\t{metrics_line(means, standard=True)}[{seconds:.1f} s]", flush=True)
     return means | {"eval_seconds": round(seconds, 4)}
 
 

@@ -15,7 +15,13 @@ except ImportError:  # on Windows
 
 
 class Busy(UserError):
-    """Another process is at what was to be kept to this one."""
+    """Another process, ``holder`` in words, is at what was to be kept to this one."""
+
+    def __init__(self, what, holder):
+        super().__init__(
+            f"{what}: {holder} is writing it; let that end first, or use another --output_dir"
+        )
+        self.holder = holder
 
 
 @contextlib.contextmanager
@@ -51,9 +57,7 @@ def _locked_file(path, what):
             file.seek(0)
             holder = file.read() or "another process"
             file.close()
-            raise Busy(
-                f"{what}: {holder} is writing it; let that end first, or use another --output_dir"
-            ) from None
+            raise Busy(what, holder) from None
         except OSError:
             return None
         with contextlib.suppress(OSError):

@@ -1,7 +1,6 @@
 """What a run is: told once, in the first line of its records and in its checkpoint."""
 
 import functools
-import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from support.checkpoint import load_tensors, records_path
-from utils import DAMAGE, UserError, versions
+from utils import DAMAGE, UserError, first_free, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("script", "network", "flags", "data", "lists")  # what makes it this run
@@ -36,6 +35,11 @@ def describe_run(script, network, flags, data, lists, device, before=None):
         "threads": torch.get_num_threads(),
         "data_set": {"name": data.name} | data.counts,
     }
+
+
+def version_words(versions):
+    """What ``versions`` gives, or an identity holds of it, in words."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def data_fingerprints(data):
@@ -84,14 +88,7 @@ def keep_other_run(path, run, n_iter):
     except (UserError, *DAMAGE):
         pass  # not this project's, or damaged: not to be destroyed either
     stem = str(path).removesuffix(".pth.tar")
-    numbers = (
-        number
-        for number in itertools.count(1)
-        if not any(
-            Path(f"{stem}.old{number}{ending}").exists() for ending in (".pth.tar", ".jsonl")
-        )
-    )
-    kept = Path(f"{stem}.old{next(numbers)}.pth.tar")
+    kept = first_free(lambda number: Path(f"{stem}.old{number}.pth.tar"), records_path)
     for name, second in ((path, kept), (records_path(path), records_path(kept))):
         if name.exists():
             try:
