@@ -190,12 +190,16 @@ def _plan(network, args, data, path_of):
     there is no teacher, or the student would replace it."""
     check_K(args.K, data.train, args.teacher_exclude)
     teacher = _read_teacher(args, data, network)
-    crossed = teacher and teacher["network"] is not network
-    path = path_of(f"-rd-from-{teacher['network'].name}" if crossed else "-rd")
+    path = path_of(student_suffix(network, teacher["network"] if teacher else network))
     if teacher and os.path.realpath(teacher["path"]) == os.path.realpath(path):
         raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
                         " --output_dir")  # fmt: skip
     return path, partial(_make_distilled, teacher)
+
+
+def student_suffix(network, teacher):
+    """The end of a student's name; network, teacher: the classes of both."""
+    return "-rd" if teacher is network else f"-rd-from-{teacher.name}"
 
 
 def _read_teacher(args, data, network):

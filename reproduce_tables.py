@@ -1,8 +1,9 @@
 """The paper's tables and figures, each by one command.
 
-    python reproduce_tables.py                          Table 2 on ml-100k, one seed
+    python reproduce_tables.py                          Table 2's first rows on ml-100k, one seed
     python reproduce_tables.py --table 4 --seeds 3 --dataset gowalla-tail --jobs 2
     python reproduce_tables.py --figure d
+    python reproduce_tables.py --grid bpr               the searches behind a row's settings
     python reproduce_tables.py --report                 Markdown from the runs that are finished
     python reproduce_tables.py --plot checkpoints/*.jsonl
 
@@ -16,9 +17,10 @@ from pathlib import Path
 from reproduction.documents import write_documents
 from reproduction.execution import execute_all, in_order
 from reproduction.figures import FIGURES, draw, draw_figure, figure_rows, points_of_runs
+from reproduction.grids import grid_rows, table_of_grids
 from reproduction.published import numbers_of, publish
-from reproduction.report import report, rivals_of
-from reproduction.rows import COMPARISONS, ROWS, TABLES
+from reproduction.report import TITLES, report, rivals_of
+from reproduction.rows import COMPARISONS, GRIDS, ROWS, TABLES
 from reproduction.runs import Study
 from reproduction.timing import measure
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
@@ -30,10 +32,12 @@ def get_args_parser():
     parser = Parser(description=DESCRIPTION)
     path_flag(parser, "--dataset", "the data set, prepared: datasets/NAME", "ml-100k", "NAME")
     parser.add_argument(
-        "--table", choices=[*TABLES, "all"], help="run and print a table (default: 2)"
+        "--table", choices=[*TABLES, "all"], help="run and print a table (default: first)"
     )
     parser.add_argument("--row", choices=ROWS, help="run one row of a table")
     parser.add_argument("--figure", choices=[*FIGURES, "all"], help="run and draw a figure")
+    parser.add_argument("--grid", choices=[*GRIDS, "all"],
+                        help="search the flags of a row on the validation split")  # fmt: skip
     numeric_flag(parser, "--seeds", 1, int, "[1, 100]", "how many seeds: 1234, then 1, 2, ...")
     numeric_flag(parser, "--eval_every", 5, int, "[1, 1e9]", "epochs between the search's looks")
     numeric_flag(parser, "--jobs", 1, int, "[1, 1000]",
@@ -80,8 +84,8 @@ def print_list():
         print(f"--figure {name}: MAP against {label}{points}")
 
 
-def print_tables(study, tables, rows):
-    """Print the tables, and the single rows, from the runs that are finished."""
+def print_tables(study, tables, rows, grids):
+    """Print the tables, the single rows and the grids from the runs that are finished."""
     pairs = [pair for number in tables for pair in COMPARISONS.get(number, ())] + rivals_of(rows)
     names = [name for number in tables for name in TABLES[number]] + rows
     names = dict.fromkeys(names + [name for pair in pairs for name in pair])
@@ -90,6 +94,9 @@ def print_tables(study, tables, rows):
         print("\n".join(report(numbers, study.published, study.dataset, number)))
     for name in rows:
         print("\n".join(report(numbers, study.published, study.dataset, None, [name])))
+    searched = [row for name in grids for row in grid_rows(study.dataset, name)]
+    if lines := table_of_grids(numbers_of(study, searched, []), study.dataset):
+        print("\n".join([f"### {study.dataset}: {TITLES['grids']}", "", *lines]))
 
 
 def draw_figures(study, figures):
@@ -122,19 +129,26 @@ def main(argv=None):
         raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
     all_rows = [*ROWS.values()]
     all_rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
+    all_rows += [row for name in GRIDS for row in grid_rows(args.dataset, name)]
     if args.publish:
         publish(study, {row.name: row for row in all_rows}.values())
         return 0
-    everything = args.report and not (args.table or args.row or args.figure)
-    tables = names_meant("all" if everything else args.table, TABLES)
+    asked = args.table or args.row or args.figure or args.grid
+    everything = args.report and not asked
+    known = [name for name in TABLES if name != "first"]  # which is a part of another
+    tables = names_meant("all" if everything else args.table, known)
     figures = names_meant(args.figure, FIGURES)
+    grids = names_meant("all" if everything else args.grid, GRIDS)
     rows = [args.row] if args.row else []
-    if not (tables or figures or rows):
-        tables = ["2"]
+    if not asked and not everything:
+        tables = ["first"]
     wanted = [ROWS[name] for number in tables for name in TABLES[number]]
     wanted = [ROWS[name] for name in rows] + wanted
     wanted += [row for name in figures for row in figure_rows(args.dataset, name)]
     runs = [run for row in wanted for run in study.runs(row)]
+    runs += study.unpublished(
+        study.search(row) for name in grids for row in grid_rows(args.dataset, name)
+    )
     if args.dry_run:
         for run in in_order(runs):
             state = "  # finished" if run.finished() else ""
@@ -144,7 +158,7 @@ def main(argv=None):
         execute_all(runs, args.jobs)
         if "3" in tables:
             study.keep_times(measure(study, TABLES["3"]))
-    print_tables(study, tables, rows)
+    print_tables(study, tables, rows, grids)
     draw_figures(study, figures)
     return 0
 

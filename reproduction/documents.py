@@ -14,6 +14,7 @@ from reproduction.figures import (
     headline_points,
     points_csv,
 )
+from reproduction.grids import table_of_grids
 from reproduction.published import EVERY_METRIC, Numbers
 from reproduction.report import (
     PROTOCOL,
@@ -170,7 +171,7 @@ def results_text(numbers):
     for data_set in data_sets:
         for number, names in TABLES.items():
             there = numbers.of("results", data_set=data_set)
-            if number == "1" or not there["row"].isin(names).any():
+            if number in {"1", "first"} or not there["row"].isin(names).any():
                 continue
             lines += [f"## {data_set}: {TITLES[number]}", ""]
             if number == "3":
@@ -179,6 +180,8 @@ def results_text(numbers):
             lines += [*table_of_metrics(numbers, data_set, names), ""]
             tests = table_of_tests(numbers, data_set, COMPARISONS[number])
             lines += [*tests, ""] if tests else []
+        if grids := table_of_grids(numbers, data_set):
+            lines += [f"## {data_set}: {TITLES['grids']}", "", *grids, ""]
         if set(AUTHORS) & set(numbers.of("results", data_set=data_set)["row"]):
             lines += [f"## {data_set}: the authors' released code", "",
                       "Patched where it could not start. It ranks padding, which the distilled"

@@ -96,7 +96,8 @@ class Countdown:
     def line(self, run, waiting):
         """What is said when one of those ``waiting`` begins."""
         place = self.total - len(waiting) + 1
-        line = f"[{place}/{self.total}] {run.name}: {run.epochs()} epochs"
+        epochs = run.epochs()
+        line = f"[{place}/{self.total}] {run.name}: {epochs} epoch{'s' * (epochs > 1)}"
         if self.epochs_done:
             epochs = sum(later.epochs() or later.most_epochs() for later in waiting)
             pace = (time.perf_counter() - self.started) / self.epochs_done

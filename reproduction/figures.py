@@ -3,11 +3,10 @@
 import csv
 import io
 import json
-from dataclasses import replace
 
+from reproduction.grids import varied
 from reproduction.report import by_seed, mean_and_deviation
-from reproduction.rows import DEFAULTS, ROWS, SETTINGS, with_flags
-from reproduction.runs import parsed
+from reproduction.rows import ROWS
 from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
@@ -106,20 +105,6 @@ def points_of_runs(paths):
     return points
 
 
-def varied(data_set, row, flag, value):
-    """``row`` with one flag changed: d for a student only, the share of instances for its teacher
-    as well; the row itself where that is its value anyway."""
-    if flag == "d" and row.size == "teacher":
-        return row
-    settings = SETTINGS.get(data_set, DEFAULTS)
-    flags = ("--d", str(settings[row.size][0]), *settings["flags"], *row.flags)
-    if getattr(parsed(row.network, flags), flag) == value:
-        return row
-    flags = (f"--{flag}", str(value))
-    teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
-    return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
-
-
 TRIO = ("caser-t", "caser-s", "caser-rd")
 # figure -> (flag, its values, the rows it is drawn for, the axis' label)
 FIGURES = {
@@ -142,7 +127,12 @@ def figure_rows(data_set, name):
     rows = [ROWS[n] for n in names]
     if not flag:
         return rows
-    return [varied(data_set, row, flag, value) for value in values for row in rows]
+    return [point_row(data_set, row, flag, value) for value in values for row in rows]
+
+
+def point_row(data_set, row, flag, value):
+    """The row behind a point of a figure: the teacher keeps its d."""
+    return row if flag == "d" and row.size == "teacher" else varied(data_set, row, flag, value)
 
 
 def figure_maps(numbers, data_set, name):
@@ -167,7 +157,7 @@ def figure_points(numbers, data_set, name):
             for epoch, value in zip(curve["epoch"], curve["map"], strict=True):
                 yield row.title, int(epoch), {"MAP": float(value)}
         for value in values:
-            seeds = maps.get(varied(data_set, row, flag, value).name, ())
+            seeds = maps.get(point_row(data_set, row, flag, value).name, ())
             if len(seeds):
                 x = value / (1 + value) if name == "balance" else value
                 yield row.title, round(x, 4), {"MAP": round(float(seeds.mean()), 6)}

@@ -145,7 +145,7 @@ def sorted_lines(frame):
         "data_set": DATA_SETS,
         "row": ROWS,
         "rival": ROWS,
-        "seed": ["1234", *map(str, range(1, 100)), *SUMMARIES],
+        "seed": ["none", "1234", *map(str, range(1, 100)), *SUMMARIES],
     }
 
     def place(column):
@@ -166,7 +166,7 @@ def numbers_of(study, rows, pairs):
     pairs: (row's name, rival's name), to be compared, which evaluates their models again.
     """
     runs = [run for row in rows for run in study.finished_runs(row)]
-    searches = [study.search(row) for row in rows]
+    searches = filter(None, map(study.search, rows))
     compared = (comparison(study, ROWS[row], ROWS[rival]) for row, rival in dict.fromkeys(pairs))
     return Numbers.of_lines(
         results=[result_line(run) for run in runs],
@@ -188,7 +188,7 @@ def result_line(run):
     return {
         "data_set": run.study.dataset,
         "split": run.split,
-        "network": run.row.network.name,
+        "network": run.network_name,
         "row": run.row.name,
         "flags": shlex.join(run.model_flags()),
         "teacher": run.teacher.row.name if run.row.distilled else None,
@@ -216,7 +216,7 @@ def counts(data):
 @functools.cache  # teacher and student alone are compared with every distilled row
 def average_precision(run):
     """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
-    data = run.study.data()
+    data = run.study.data(row=run.row)
     net, _ = data.network(run.trained())
     return evaluate_ranking(net, data.train, data.test)["map"]
 

@@ -13,10 +13,12 @@ from reproduction.rows import AUTHORS, COMPARISONS, METRICS, ROWS, TABLES
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
 TITLES = {
     "1": "Table 1, the data",
-    "2": "Table 2, teacher, student, distilled student",
+    "first": "Table 2, its first rows",
+    "2": "Table 2, teacher, student, distilled student, baselines",
     "3": "Table 3, size and time to rank all items for every test user",
     "4": "Table 4, the weights",
     "readings": "readings of the method, the authors' code and the paper",
+    "grids": "settings, chosen on the validation split with the first seed",
     "convergence": "to convergence, up to 200 epochs",
 }
 PROTOCOL = (
@@ -25,10 +27,13 @@ PROTOCOL = (
     " chosen by MAP on the validation split with the first seed."
 )
 PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
-PAPERS_PARAMETERS = {"caser-t": "5.58M", "caser-rd": "2.79M"}  # Table 3
+PAPERS_PARAMETERS = {  # Table 3
+    "caser-t": "5.58M", "caser-rd": "2.79M", "fossil-t": "1.48M", "fossil-rd": "0.64M",
+}  # fmt: skip
 PAPERS_TIMES = (
     "The paper, on its machine: Caser-T 38.58 s on a CPU, 4.52 s on a GPU; Caser-RD, with 50.0% of"
-    " the parameters, 18.63 s and 2.99 s."
+    " the parameters, 18.63 s and 2.99 s; Fossil-T 9.32 s and 3.72 s; Fossil-RD, with 43.2%, 4.99 s"
+    " and 2.11 s."
 )
 
 
@@ -105,8 +110,8 @@ def table_1(numbers, data_sets):
 
 
 def table_of_metrics(numbers, data_set, names):
-    """A line per row, and the paper's above it on its Gowalla."""
-    lines = []
+    """A line per row, and the paper's above it on its Gowalla; then which are not run."""
+    lines, missing = [], []
     for name in names:
         row = ROWS.get(name)
         if row and row.paper and is_papers(numbers, data_set):
@@ -114,17 +119,18 @@ def table_of_metrics(numbers, data_set, names):
             lines.append([f"{row.title} (paper)", "", "", "", *paper])
         found = numbers.of("results", data_set=data_set, row=name, split="test")
         title = row.title if row else AUTHORS[name]
-        flags = f"`{' '.join(row.flags)}`" if row and row.flags else ""
+        flags = f"`{' '.join(row.flags)}`" if row and row.flags and not row.method else ""
         if len(found):
-            seeds = mean_and_deviation(found, "map")[2]
+            counts = found["epochs"].iloc[0], mean_and_deviation(found, "map")[2]
             cells = (metric_cell(found, metric) for metric in METRICS)
-            lines.append([title, flags, found["epochs"].iloc[0], seeds, *cells])
+            lines.append([title, flags, *(counts if not row or row.network else "--"), *cells])
         else:
-            lines.append([title, flags, "", 0, *["not run"] * len(METRICS)])
+            missing.append(title)
     heads = ["", "flags", "epochs", "seeds", *HEADS]
     if not any(flags for _, flags, *_ in lines):
         heads, *lines = ([title, *rest] for title, _, *rest in [heads, *lines])
-    return table(heads, lines)
+    told = ["", f"Not run: {'; '.join(missing)}."] if missing else []
+    return [*table(heads, lines), *told] if lines else told[1:]
 
 
 @dataclass
@@ -190,14 +196,15 @@ def table_3(numbers, data_set):
     """Parameters, size and times, as ``timing.measure`` has found them."""
     times = numbers.of("times", data_set=data_set)
     columns = list(dict.fromkeys(zip(times["device"], times["at_once"], strict=True)))
-    teacher, lines = None, []
+    counts = times.drop_duplicates("row").set_index("row")["parameters"].astype(int)
+    lines = []
     for name in dict.fromkeys(times["row"]):
         of_row = times[times["row"] == name]
-        parameters = int(of_row["parameters"].iloc[0])
-        teacher = teacher or parameters
+        teacher = ROWS[name].teacher if ROWS[name].distilled else name
+        ratio = f"{counts[name] / counts[teacher]:.1%}" if teacher in counts else ""
         paper = [PAPERS_PARAMETERS.get(name, "")] * is_papers(numbers, data_set)
         seconds = of_row.set_index(["device", "at_once"])["seconds"]
-        lines.append([ROWS[name].title, f"{parameters:,}", *paper, f"{parameters / teacher:.1%}",
+        lines.append([ROWS[name].title, f"{counts[name]:,}", *paper, ratio,
                       f"{float(of_row['megabytes'].iloc[0]):.1f}",
                       *(f"{float(seconds.get(key, 'nan')):.2f}" for key in columns)])  # fmt: skip
     if not lines:
@@ -238,7 +245,7 @@ def report(numbers, published, data_set, number, names=None):
 def rivals_of(names):
     """What single rows are tested against: the student alone and the teacher."""
     distilled = [name for name in names if ROWS[name].distilled]
-    return [(name, rival) for name in distilled for rival in ("caser-s", "caser-t")]
+    return [(name, f"{ROWS[name].network.name}-{rival}") for name in distilled for rival in "st"]
 
 
 def settings(numbers, data_set, names):
@@ -280,6 +287,8 @@ def beside_published(numbers, published, data_set, names):
         apart = mean - expected
         if set(here["flags"]) != set(there["flags"]):
             verdict = "of other flags"
+        elif set(there["seed"]) == {"none"}:
+            verdict = "OK (draws nothing)" if abs(apart) < 5e-5 else f"differs by {decimal(apart)}"
         elif n < 2:
             verdict = f"{decimal(apart, '+')} (published: 1 seed)"
         else:

@@ -1,10 +1,12 @@
-"""The rows of the paper's tables, and each data set's d and epochs: data, from which runs.py makes
-training runs."""
+"""The rows of the paper's tables, and what was chosen for each on a data set: data, from which
+runs.py makes training runs."""
 
 from dataclasses import dataclass, replace
 
+from bpr import BPR
 from caser import Caser
 from evaluation import KS
+from fossil import Fossil
 
 METRICS = [f"{name}@{k}" for name in ("precision", "ndcg_paper") for k in KS] + ["map"]
 
@@ -15,8 +17,8 @@ class Row:
 
     name: str
     title: str
-    network: type
-    size: str  # "teacher" or "student": which d it has
+    network: type | None = None  # None: it only counts
+    size: str = "teacher"  # or "student": which Setting it has
     distilled: bool = False
     flags: tuple = ()
     teacher: str = "caser-t"  # the row that teaches it
@@ -26,21 +28,53 @@ class Row:
 
     @property
     def script(self):
-        """The training script of the row's network that does it."""
+        """The script that does it."""
+        if self.method:
+            return "baselines.py"
         return f"{'distill' if self.distilled else 'train'}_{self.network.name}.py"
 
+    @property
+    def method(self):
+        """Which of the script's baselines it is; None for another."""
+        return dict(flag_pairs(self.flags)).get("--method")
 
+
+def flag_pairs(flags):
+    """The (flag, value) of the words of a command line."""
+    return zip(flags[::2], flags[1::2], strict=True)
+
+
+PAPERS_FORMULAS = ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")
 # The paper's numbers are those of Tang and Wang 2018, Tables 2 and 4 (a third party's
 # transcription).
 ROWS = {
     row.name: row
     for row in (
+        Row("pop", "POP", flags=("--method", "pop"),
+            paper=(0.0341, 0.0362, 0.0281, 0.0517, 0.0386, 0.0344, 0.0229)),
+        Row("itemcf", "ItemCF (cosine)", flags=("--method", "itemcf"),
+            paper=(0.0686, 0.0610, 0.0503, 0.0717, 0.0675, 0.0640, 0.0622)),
+        Row("itemcf-count", "ItemCF (count)",
+            flags=("--method", "itemcf", "--similarity", "count")),
+        Row("bpr", "BPR", BPR, flags=("--method", "bpr"),
+            paper=(0.1204, 0.0983, 0.0726, 0.1301, 0.1155, 0.1037, 0.0767)),
+        Row("fossil-t", "Fossil-T", Fossil,
+            paper=(0.1299, 0.1062, 0.0791, 0.1429, 0.1270, 0.1140, 0.0866)),
+        Row("fossil-s", "Fossil-S", Fossil, "student",
+            paper=(0.1217, 0.0995, 0.0739, 0.1335, 0.1185, 0.1060, 0.0792)),
+        Row("fossil-rd", "Fossil-RD", Fossil, "student", True, teacher="fossil-t",
+            paper=(0.1355, 0.1096, 0.0808, 0.1490, 0.1314, 0.1172, 0.0874)),
+        Row("fossil-rd-paper", "Fossil-RD, the paper's formulas", Fossil, "student", True,
+            PAPERS_FORMULAS, teacher="fossil-t"),
         Row("caser-t", "Caser-T", Caser, "teacher",
             paper=(0.1408, 0.1149, 0.0856, 0.1546, 0.1376, 0.1251, 0.0958)),
         Row("caser-s", "Caser-S", Caser, "student",
             paper=(0.1333, 0.1094, 0.0818, 0.1456, 0.1304, 0.1188, 0.0919)),
         Row("caser-rd", "Caser-RD", Caser, "student", True,
             paper=(0.1458, 0.1183, 0.0878, 0.1603, 0.1423, 0.1283, 0.0969)),
+        Row("caser-rd-from-fossil", "Caser-RD, taught by Fossil-T", Caser, "student", True,
+            teacher="fossil-t"),
+        Row("fossil-rd-from-caser", "Fossil-RD, taught by Caser-T", Fossil, "student", True),
         Row("uniform", "w = 1/K", Caser, "student", True, ("--weights", "uniform"),
             paper=(None, None, 0.0843, None, None, 0.1198, 0.0925)),
         Row("position", "position importance only", Caser, "student", True,
@@ -54,7 +88,7 @@ ROWS = {
         Row("rd-observed", "Caser-RD, own items out of the lists", Caser, "student", True,
             ("--teacher_exclude", "observed")),
         Row("rd-paper", "Caser-RD, the paper's formulas", Caser, "student", True,
-            ("--hybrid_weight", "normalized", "--teacher_exclude", "observed")),
+            PAPERS_FORMULAS),
     )
 }  # fmt: skip
 # What is left of a gain when training has ended: the most epochs lie far beyond the best number.
@@ -72,24 +106,34 @@ CONVERGED = {
 ROWS |= CONVERGED
 TABLES = {
     "1": (),
-    "2": ("caser-t", "caser-s", "caser-rd"),
-    "3": ("caser-t", "caser-rd"),
+    "first": ("pop", "itemcf", "itemcf-count", "caser-t", "caser-s", "caser-rd"),
+    "2": ("pop", "itemcf", "itemcf-count", "bpr", "fossil-t", "fossil-s", "fossil-rd", "caser-t",
+          "caser-s", "caser-rd", "caser-rd-from-fossil", "fossil-rd-from-caser"),
+    "3": ("caser-t", "caser-rd", "fossil-t", "fossil-rd"),
     "4": ("uniform", "position", "discrepancy", "caser-rd", "rd-normalized"),
-    "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper"),
+    "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper", "fossil-rd",
+                 "fossil-rd-paper"),
     "convergence": tuple(CONVERGED),
-}
+}  # fmt: skip
 # table -> (row, rival): what is tested against what
 COMPARISONS = {
-    "2": [("caser-rd", rival) for rival in ("caser-s", "caser-t")],
+    "first": [("caser-rd", rival) for rival in ("caser-s", "caser-t")],
+    "2": [
+        *((f"{name}-rd", f"{name}-{rival}") for name in ("caser", "fossil") for rival in "st"),
+        *(("caser-rd-from-fossil", rival) for rival in ("caser-s", "caser-rd")),
+        *(("fossil-rd-from-caser", rival) for rival in ("fossil-s", "fossil-rd")),
+        *(("caser-t", rival) for rival in ("fossil-t", "bpr")),
+        ("fossil-t", "bpr"),
+    ],
     "4": [
         *((row, "uniform") for row in ("position", "discrepancy")),
         *((hybrid, row) for hybrid in ("caser-rd", "rd-normalized")
           for row in ("uniform", "position", "discrepancy")),
     ],
     "readings": [
-        (row, rival)
-        for row in ("rd-normalized", "rd-observed", "rd-paper")
-        for rival in ("caser-s", "caser-t", "caser-rd")
+        *((row, rival) for row in ("rd-normalized", "rd-observed", "rd-paper")
+          for rival in ("caser-s", "caser-t", "caser-rd")),
+        *(("fossil-rd-paper", rival) for rival in ("fossil-s", "fossil-t", "fossil-rd")),
     ],
     "convergence": [
         (f"{row}-converged", f"{rival}-converged")
@@ -103,13 +147,53 @@ AUTHORS = {  # rows that the authors' released code gave
     "authors-caser-rd": "the authors' code: distilled",
 }
 DATA_SETS = ("ml-100k", "ml-1m", "gowalla-tail", "gowalla")
-# d of teacher and student, the most epochs of each, and the flags that all rows share.
-DEFAULTS = {"teacher": (100, 50), "student": (50, 50), "flags": ()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a network has on a data set: its d, the most epochs that it may have, and flags."""
+
+    d: int
+    epochs: int
+    flags: tuple = ()
+
+
+# (network, size) -> its Setting, on any data set; the data sets' own are below.
+DEFAULTS = {
+    ("caser", "teacher"): Setting(100, 50),
+    ("caser", "student"): Setting(50, 50),
+    ("fossil", "teacher"): Setting(50, 60, ("--history_alpha", "0.5")),
+    ("fossil", "student"): Setting(20, 60, ("--history_alpha", "0.5")),
+    ("bpr", "teacher"): Setting(100, 100, ("--learning_rate", "0.001", "--l2", "1e-5")),
+}
+_ML_1M = ("--T", "3")
+_ML_1M_CASER = (*_ML_1M, "--nv", "4", "--ac_conv", "relu", "--ac_fc", "relu")
 SETTINGS = {
-    "ml-100k": {"teacher": (100, 25), "student": (20, 50), "flags": ()},
-    "ml-1m": {"teacher": (50, 20), "student": (10, 40),
-              "flags": ("--T", "3", "--nv", "4", "--ac_conv", "relu", "--ac_fc", "relu")},
-}  # fmt: skip
+    "ml-100k": {
+        ("caser", "teacher"): Setting(100, 25),
+        ("caser", "student"): Setting(20, 50),
+        ("fossil", "student"): Setting(10, 60, ("--history_alpha", "0.5")),
+    },
+    "ml-1m": {
+        ("caser", "teacher"): Setting(50, 20, _ML_1M_CASER),
+        ("caser", "student"): Setting(10, 40, _ML_1M_CASER),
+        ("fossil", "teacher"): Setting(50, 40, (*_ML_1M, "--history_alpha", "0.5")),
+        ("fossil", "student"): Setting(10, 40, (*_ML_1M, "--history_alpha", "0.5")),
+    },
+}
+# How a Setting's flags were chosen: of each the values that were tried on the validation split
+# with the first seed, the other flags as chosen. row -> {flag: values}
+GRIDS = {
+    "fossil-t": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
+    "fossil-s": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
+    "bpr": {"d": (50, 100, 200), "learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-6, 1e-5, 1e-4)},
+}
+
+
+def setting_of(data_set, row):
+    """The Setting of a row that trains a network."""
+    key = row.network.name, row.size
+    return SETTINGS.get(data_set, {}).get(key) or DEFAULTS[key]
 
 
 def teacher_of(row):

@@ -11,10 +11,12 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distillation import check_K, distillation_parser
+from bpr import BPR
+from distillation import check_K, distillation_parser, student_suffix
 from recommender import NETWORKS
 from reproduction.published import Numbers
-from reproduction.rows import DEFAULTS, METRICS, SETTINGS, Row, teacher_of
+from reproduction.rows import METRICS, ROWS, Row, flag_pairs, setting_of, teacher_of
+from support.baseline_flags import baseline_parser, counted_name
 from support.checkpoint import fingerprint_weights, read_checkpoint, records_path
 from support.command_line import checkpoint_name, training_parser, weight_flags
 from support.data_set import DataSet, find_files
@@ -34,7 +36,6 @@ class Study:
         self.dataset, self.seeds, self.eval_every = args.dataset, args.seeds, args.eval_every
         self.again, self.missing = args.again, args.missing
         self.published = Numbers.read()
-        self.settings = SETTINGS.get(args.dataset, DEFAULTS)
         self.folder = Path(args.results_dir, args.dataset)
         self.has_data = not look or Path("datasets", args.dataset).is_dir()
         self._data = {}
@@ -45,23 +46,33 @@ class Study:
                 f" {self.folder} is left alone: move it away, or name another --results_dir"
             )
 
-    def data(self, split="test"):
-        """The DataSet of a split."""
-        if split not in self._data:
-            args = parsed(NETWORKS[0], self.settings["flags"])
-            self._data[split] = DataSet.load(*find_files(self.dataset, split), args.L, args.T)
-        return self._data[split]
+    def data(self, split="test", row=None):
+        """The DataSet of a split, with the windows of a row (default: Caser-T)."""
+        row = row or ROWS["caser-t"]
+        flags = setting_of(self.dataset, row).flags if row.network else ()
+        args = parsed(row, (*flags, *row.flags))
+        key = split, args.L, args.T
+        if key not in self._data:
+            self._data[key] = DataSet.load(*find_files(self.dataset, split), args.L, args.T)
+        return self._data[key]
 
     def runs(self, row):
-        """The Runs that the row is made of: its search, and a test run a seed; with ``missing``
-        those alone that are not published."""
-        tests = [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
-        runs = [self.search(row), *tests]
+        """The Runs that the row is made of, but for what ``unpublished`` leaves out: its search,
+        and a test run a seed."""
+        if row.network:
+            runs = [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
+            runs.insert(0, self.search(row))
+        else:
+            runs = [CountedRun(self, row, "test", "none")]
+        return self.unpublished(runs)
+
+    def unpublished(self, runs):
+        """``runs``, with ``missing`` those alone that are not published."""
         return [run for run in runs if not (self.missing and self.published.hold(run))]
 
     def search(self, row):
-        """The run that chooses how many epochs the row gets."""
-        return Run(self, row, "validation", self.seed(0), final=False)
+        """The run that chooses how many epochs the row gets, where it has any."""
+        return Run(self, row, "validation", self.seed(0), final=False) if row.network else None
 
     @staticmethod
     def seed(n):
@@ -75,6 +86,9 @@ class Study:
 
     def finished_runs(self, row):
         """The finished test runs of a row, of all seeds that there are."""
+        if not row.network:
+            run = CountedRun(self, row, "test", "none")
+            return [run] if run.finished() else []
         folders = self.folder.glob(f"{glob.escape(row.name)}-test-seed=*")
         seeds = (folder.name.rpartition("=")[2] for folder in folders)
         numbers = sorted({int(seed) for seed in seeds if seed.isdecimal()}, key=self._place)
@@ -85,15 +99,18 @@ class Study:
         return 0 if seed == self.seed(0) else seed
 
 
-def parsed(network, flags, distilled=True):
-    """The values that flags of a training script give; not to be changed."""
-    return _parsed(network, tuple(flags), distilled)
+def parsed(row, flags):
+    """The values that flags of a row's script give; not to be changed."""
+    return _parsed(row.network, row.method, row.distilled, tuple(flags))
 
 
 @functools.cache  # building a parser takes longer than all else that is asked of a row
-def _parsed(network, flags, distilled):
-    parser = distillation_parser if distilled else training_parser
-    return parser("", network, 1).parse_args(list(flags))
+def _parsed(network, method, distilled, flags):
+    if method:
+        parser = baseline_parser(method, BPR)
+    else:
+        parser = (distillation_parser if distilled else training_parser)("", network, 1)
+    return parser.parse_args(list(flags))
 
 
 @functools.cache
@@ -115,6 +132,11 @@ class Run:
     @property
     def name(self):
         return f"{self.row.name}-{self.split}{'' if self.final else '-search'}-seed={self.seed}"
+
+    @property
+    def network_name(self):
+        """What its records call the network."""
+        return self.row.network.name
 
     @property
     def search(self):
@@ -140,17 +162,8 @@ class Run:
     def folder(self):
         return self.study.folder / self.name
 
-    @property
-    def d(self):
-        flags = list(self.row.flags)
-        return (
-            int(flags[flags.index("--d") + 1])
-            if "--d" in flags
-            else self.study.settings[self.row.size][0]
-        )
-
     def most_epochs(self):
-        return self.row.most_epochs or self.study.settings[self.row.size][1]
+        return self.row.most_epochs or setting_of(self.study.dataset, self.row).epochs
 
     def epochs(self):
         """How many epochs it trains, or None while the search is not finished."""
@@ -171,15 +184,17 @@ class Run:
 
     def model_flags(self):
         """What makes the row, on this data set."""
-        words = ["--d", str(self.d)] if "--d" not in self.row.flags else []
-        return [*words, *self.study.settings["flags"], *self.row.flags]
+        setting = setting_of(self.study.dataset, self.row)
+        flags = {"--d": str(setting.d)} | dict(flag_pairs((*setting.flags, *self.row.flags)))
+        return [word for pair in flags.items() for word in pair]
 
     def check(self):
         """UserError where no teacher of the data could give the run its lists."""
         if self.row.distilled:
-            args = parsed(self.row.network, self.row.flags)
+            args = parsed(self.row, self.row.flags)
+            data = self.study.data(self.split, self.row)
             try:
-                check_K(args.K, self.study.data(self.split).train, args.teacher_exclude)
+                check_K(args.K, data.train, args.teacher_exclude)
             except UserError as error:
                 raise UserError(f"{self.name} can't be run: {error}") from None
 
@@ -196,17 +211,25 @@ class Run:
         return [self.row.script, *self.flags(), *last_only, *self.paths()]
 
     @property
+    def _data_name(self):
+        """What its files are named after, in front."""
+        return self.study.dataset + ("-validation" if self.split == "validation" else "")
+
+    @property
     def checkpoint(self):
-        name = self.study.dataset + ("-validation" if self.split == "validation" else "")
-        suffix = "-rd" if self.row.distilled else ""
-        return self.folder / checkpoint_name(name, self.row.network, self.d, suffix)
+        row = self.row
+        suffix = student_suffix(row.network, teacher_of(row).network) if row.distilled else ""
+        d = parsed(row, self.model_flags()).d
+        return self.folder / checkpoint_name(self._data_name, row.network, d, suffix)
 
     def is_described_by(self, identity):
         """Whether ``identity``, the first line of some records, describes this run."""
-        flags = weight_flags(parsed(self.row.network, self.flags(), self.row.distilled))
-        data = data_fingerprints(self.study.data(self.split))
-        described = {"script": self.row.script, "network": self.row.network.name, "flags": flags,
-                     "data": data}  # fmt: skip
+        described = {
+            "script": self.row.script,
+            "network": self.network_name,
+            "flags": weight_flags(parsed(self.row, self.flags())),
+            "data": data_fingerprints(self.study.data(self.split)),
+        }
         if {part: identity.get(part) for part in described} != described:
             return False
         if self.study.again and identity["commit"] != commit():
@@ -294,3 +317,30 @@ class Run:
     def commit(self):
         """The commit that a finished run was done by."""
         return self.recorded()[0]["commit"]
+
+
+class CountedRun(Run):
+    """The run of a row that only counts: without a seed, epochs to choose, or a checkpoint."""
+
+    network_name = property(lambda self: self.row.method)
+
+    @property
+    def checkpoint(self):
+        """Where its records would have one beside them."""
+        stem = counted_name(parsed(self.row, self.row.flags))
+        return self.folder / f"{self._data_name}-{stem}.pth.tar"
+
+    def is_its_search(self):
+        return False
+
+    def epochs(self):
+        return 1
+
+    def flags(self):
+        return ["--dataset", self.study.dataset, "--split", self.split, *self.model_flags()]
+
+    def model_flags(self):
+        return list(self.row.flags)
+
+    def command(self):
+        return [self.row.script, *self.flags(), *self.paths()]

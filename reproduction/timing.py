@@ -18,10 +18,10 @@ AT_ONCE = (256, 1)  # users ranked together
 
 def measure(study, names):
     """The lines of times.csv of the rows that are finished: medians of 3."""
-    data = study.data()
-    users = np.flatnonzero(np.diff(data.test.tocsr().indptr))
     lines = []
     for row in (ROWS[name] for name in names):
+        data = study.data(row=row)
+        users = np.flatnonzero(np.diff(data.test.tocsr().indptr))
         for run in study.finished_runs(row)[:1]:
             net = restore_network(run.trained()).eval()
             for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():

@@ -17,16 +17,22 @@ import pytest
 import torch
 from conftest import ROOT, tree, write_rows
 
+import baselines
 import distill_caser
+import distill_fossil
 import reproduce_tables
 import train_caser
+import train_fossil
 from reproduction import execution, figures, rows
 from reproduction.published import Numbers
 from support.checkpoint import records_path
 from support.processes import Busy, locked, stopped_together
 from utils import pick_device
 
-SCRIPTS = {f"{script.__name__}.py": script.main for script in (train_caser, distill_caser)}
+SCRIPTS = {
+    f"{script.__name__}.py": script.main
+    for script in (train_caser, distill_caser, train_fossil, distill_fossil, baselines)
+}
 STUDY = Path("results/toy")
 STUDENT, TEACHER = STUDY / "caser-s-test-seed=1234", STUDY / "caser-t-test-seed=1234"
 SEARCH = STUDY / "caser-s-validation-search-seed=1234"  # the student's
@@ -44,7 +50,9 @@ def reproduce(tmp_path, tmp_path_factory, monkeypatch, command):
         path = tmp_path / f"datasets/toy/{name}.txt"
         write_rows(path, [row for of_user in users for row in of_user[part]])
     monkeypatch.chdir(tmp_path)
-    settings = {"teacher": (6, 4), "student": (4, 4), "flags": ("--L", "5", "--batch_size", "16")}
+    flags = ("--L", "5", "--batch_size", "16")
+    settings = {("caser", "teacher"): rows.Setting(6, 4, flags),
+                ("caser", "student"): rows.Setting(4, 4, flags)}  # fmt: skip
     monkeypatch.setitem(rows.SETTINGS, "toy", settings)
     ran = []
 
@@ -100,20 +108,53 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce):
     last_only = ("--eval_every", 4)
     status, out, err, ran = reproduce(*last_only)
     assert (status, err) == (0, [])
-    # Searches for T, S and RD, and the three rows themselves. The search of T goes on for as many
-    # epochs as it chooses, so it teaches the search of RD.
-    assert len(ran) == 6
+    # POP and ItemCF twice; searches for T, S and RD, and the three rows themselves. The search of T
+    # goes on for as many epochs as it chooses, so it teaches the search of RD.
+    assert len(ran) == 9
+    assert re.search(r"\| POP \| - \| - \| \.\d{4} \|", out)
     assert re.search(r"(?s)\| Caser-RD \|.*\| Caser-RD against Caser-S \| 1 \|", out)
     status, again, _, ran = reproduce(*last_only)
     assert (status, ran, again.splitlines()[-8:]) == (0, [], out.splitlines()[-8:])
     assert "| toy | 10 | 25 | 120 |" in reproduce("--table", "1", *last_only)[1]
     status, out, _, ran = reproduce("--report", *last_only)
     assert (status, ran) == (0, [])
-    for words in ("Table 1", "Table 3", "Table 4", "readings", "not run", "not measured"):
+    for words in ("Table 1", "Table 3", "Table 4", "readings", "Not run", "not measured"):
         assert words in out
     reproduce("--table", "3", *last_only)
     out = reproduce("--table", "3", "--report", *last_only)[1]
     assert re.search(r"\| Caser-RD \| [\d,]+ \| \d+\.\d% \| 0\.0 \| 0\.\d\d \| 0\.\d\d \|", out)
+
+
+def test_every_row_of_table_2_is_run_by_its_script_and_taught_by_its_teacher(reproduce):
+    small = {(network.name, size): rows.Setting(d, 2, ("--batch_size", "16", *flags))
+             for network, flags in ((rows.Caser, ()), (rows.Fossil, ("--history_alpha", "0.8")),
+                                    (rows.BPR, ("--l2", "0")))
+             for size, d in (("teacher", 6), ("student", 4))}  # fmt: skip
+    rows.SETTINGS["toy"] |= small
+    status, out, err, _ = reproduce("--table", "2")
+    assert (status, err) == (0, [])
+    assert "Not run" not in out
+    for title in (rows.ROWS[name].title for name in rows.TABLES["2"]):
+        assert re.search(rf"\| {re.escape(title)} \| [12-] \| [1-] \| \.\d{{4}} ", out)
+    crossed = STUDY / "fossil-rd-from-caser-test-seed=1234/toy-fossil-dim=4-rd-from-caser.jsonl"
+    identity = json.loads(crossed.read_text().partition("\n")[0])
+    assert "caser" in str(identity["lists"]["teacher_run"])
+    assert "| Fossil-RD, taught by Caser-T against Fossil-S | 1 |" in out
+    assert reproduce("--table", "2")[3] == []
+    out = reproduce("--table", "3")[1]
+    assert re.search(r"\| Fossil-RD \| [\d,]+ \| \d\d\.\d% ", out)
+
+
+def test_a_grid_searches_each_flag_around_what_was_chosen(reproduce, monkeypatch):
+    flags = ("--batch_size", "16", "--history_alpha", "0.5")
+    rows.SETTINGS["toy"]["fossil", "teacher"] = rows.Setting(3, 2, flags)
+    monkeypatch.setitem(rows.GRIDS, "fossil-t", {"history_alpha": (0, 0.5, 1), "d": (2, 3)})
+    status, out, err, ran = reproduce("--grid", "fossil-t", "--eval_every", 1)
+    assert (status, err, len(ran)) == (0, [], 4)
+    assert all("validation" in words for words in ran)
+    best = r"\.\d{4} \([12]\)"
+    alpha, d = rf"0: {best}, \*\*0\.5: {best}\*\*, 1: {best}", rf"2: {best}, \*\*3: {best}\*\*"
+    assert re.search(rf"`--history_alpha` \| {alpha} \| 2 \|(?s:.*)`--d` \| {d} \| 2 \|", out)
 
 
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce):
@@ -166,10 +207,11 @@ def test_a_stale_result_is_not_reported(reproduce, tmp_path, monkeypatch, what):
     if what == "data":
         change_data("test")
     else:
-        monkeypatch.setitem(rows.SETTINGS["toy"], "flags", ("--batch_size", "8"))
+        changed = rows.Setting(4, 4, ("--batch_size", "8"))
+        monkeypatch.setitem(rows.SETTINGS["toy"], ("caser", "student"), changed)
     before = tree(tmp_path)
-    (line,) = re.findall(r"\| Caser-S \|.*", reproduce("--report")[1])
-    assert line.count("not run") == 7
+    out = reproduce("--report")[1]
+    assert re.search(r"Not run: .*; Caser-S;", out) and "| Caser-S |" not in out
     assert tree(tmp_path) == before
     _, out, _, ran = reproduce("--row", "caser-s")
     assert len(ran) == (1 if what == "data" else 2)  # the search is of the validation split
@@ -212,7 +254,7 @@ def test_a_search_that_changes_while_a_run_goes_on_leaves_no_result(reproduce, m
     *answer, ran = reproduce("--row", "caser-s")
     assert re.search(r"search\b.* changed", refusal(*answer))
     assert len(ran) == 2
-    assert "not run" in reproduce("--report", "--row", "caser-s")[1]
+    assert "Not run" in reproduce("--report", "--row", "caser-s")[1]
 
 
 def test_a_student_of_another_teacher_is_not_reported(reproduce):
@@ -220,14 +262,14 @@ def test_a_student_of_another_teacher_is_not_reported(reproduce):
     row = ("--row", "caser-rd")
     reproduce.done("caser-rd")
     shutil.rmtree(TEACHER)
-    assert "not run" in reproduce("--report", *row)[1]
+    assert "Not run" in reproduce("--report", *row)[1]
     assert len(reproduce(*row)[3]) == 1  # the same teacher comes back
-    assert "not run" not in reproduce("--report", *row)[1]
+    assert "Not run" not in reproduce("--report", *row)[1]
     path = TEACHER / "toy-caser-dim=6.pth.tar"
     another = torch.load(path)
     another["state_dict"]["b2.weight"] += 1
     torch.save(another, path)
-    assert "not run" in reproduce("--report", *row)[1]
+    assert "Not run" in reproduce("--report", *row)[1]
     _, out, _, ran = reproduce(*row)
     assert len(ran) == 1
     assert "kept as caser-rd-test-seed=1234.old1" in out
@@ -238,7 +280,7 @@ def test_a_run_of_more_epochs_than_are_wanted_is_no_result(reproduce, command):
     reproduce.done("caser-s")
     path = STUDENT / "toy-caser-dim=4.pth.tar"
     assert command(train_caser.main, "--checkpoint", path, "--n_iter", 9)[0] == 0
-    assert "not run" in reproduce("--report", "--row", "caser-s")[1]
+    assert "Not run" in reproduce("--report", "--row", "caser-s")[1]
     _, out, _, ran = reproduce("--row", "caser-s")
     assert len(ran) == 1
     assert "kept as caser-s-test-seed=1234.old1" in out
@@ -247,11 +289,12 @@ def test_a_run_of_more_epochs_than_are_wanted_is_no_result(reproduce, command):
 def test_a_run_of_fewer_epochs_goes_on_where_it_can(reproduce, monkeypatch):
     """It was asked to resume without being told for how long, and said so for good."""
     reproduce.done("caser-s")
-    monkeypatch.setitem(rows.SETTINGS["toy"], "student", (4, 6))
+    flags = rows.SETTINGS["toy"]["caser", "student"].flags
+    monkeypatch.setitem(rows.SETTINGS["toy"], ("caser", "student"), rows.Setting(4, 6, flags))
     status, out, err, ran = reproduce("--row", "caser-s")
     assert (status, err) == (0, [])
     assert len(ran) >= 1
-    assert "not run" not in out
+    assert "Not run" not in out
     status, out, _, ran = reproduce("--row", "caser-s", "--eval_every", 3)
     assert (status, "--eval_every" in ran[0]) == (0, True)  # a search that looked elsewhere
 
@@ -263,7 +306,7 @@ def test_half_of_what_a_run_leaves_is_no_dead_end(reproduce, lost):
     (STUDENT / f"toy-caser-dim=4.{lost}").unlink()
     status, out, err, ran = reproduce("--row", "caser-s")
     assert (status, err, len(ran)) == (0, [], 1)
-    assert "not run" not in out
+    assert "Not run" not in out
 
 
 def test_the_same_rows_in_another_order_are_the_same_result(reproduce):
@@ -372,6 +415,8 @@ def test_only_what_is_not_published_is_missing(reproduce, monkeypatch):
     monkeypatch.setattr("reproduction.runs.Numbers.read", lambda *_: numbers)
     status, _, err, ran = reproduce("--missing", "--seeds", 2)
     assert (status, err) == (0, [])
+    counted, ran = ran[:3], ran[3:]
+    assert [words[words.index("--method") + 1] for words in counted] == ["pop", "itemcf", "itemcf"]
     teacher, student = (" ".join(map(str, words)) for words in ran)
     assert "--seed 1 --n_iter 3 --d 6" in teacher
     assert "--seed 1 --n_iter 3 --d 4" in student

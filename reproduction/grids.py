@@ -1,0 +1,51 @@
+"""How a row's flags were chosen: what was tried on the validation split, with the first seed."""
+
+from dataclasses import replace
+
+import pandas as pd
+
+from reproduction.report import decimal, table
+from reproduction.rows import GRIDS, ROWS, setting_of, with_flags
+from reproduction.runs import parsed
+
+
+def varied(data_set, row, flag, value):
+    """``row`` with one flag changed, the share of instances for its teacher as well; the row itself
+    where that is its value anyway."""
+    setting = setting_of(data_set, row)
+    flags = ("--d", str(setting.d), *setting.flags, *row.flags)
+    if getattr(parsed(row, flags), flag) == value:
+        return row
+    flags = (f"--{flag}", str(value))
+    teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
+    return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
+
+
+def grid_rows(data_set, name):
+    """The rows that are searched for the choices of a row of GRIDS, itself among them."""
+    row = ROWS[name]
+    rows = [
+        varied(data_set, row, flag, value)
+        for flag, values in GRIDS[name].items() for value in values
+    ]  # fmt: skip
+    return list(dict.fromkeys([row, *rows]))
+
+
+def table_of_grids(numbers, data_set):
+    """A line per flag that was chosen; [] where nothing was searched of the data set."""
+    lines = []
+    for name, grid in GRIDS.items():
+        for flag, values in grid.items():
+            cells = []
+            for value in values:
+                row = varied(data_set, ROWS[name], flag, value)
+                curve = numbers.of("curves", data_set=data_set, row=row.name)
+                if len(curve):
+                    best = curve.loc[pd.to_numeric(curve["map"]).idxmax()]
+                    cell = f"{value:g}: {decimal(float(best['map']))} ({best['epoch']})"
+                    cells.append(f"**{cell}**" if row.name == name else cell)
+            if len(cells) > 1:
+                most = setting_of(data_set, ROWS[name]).epochs
+                lines.append([ROWS[name].title, f"`--{flag}`", ", ".join(cells), most])
+    heads = ["", "flag", "value: best validation MAP (after epochs)", "the most epochs"]
+    return table(heads, lines) if lines else []
