@@ -256,14 +256,14 @@ def _evaluated(args, data, teacher):
     what these are made from."""
     path = teacher["path"]
     d, L = (teacher["architecture"][name] for name in ("d", "L"))
-    if L != args.L:
+    if L and L != args.L:  # 0: it looks at no window
         raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
     epochs = teacher["config"].get("n_iter") or 0
     if epochs > teacher["epoch_num"]:
         print(f"note: {path}: the teacher stopped at epoch {teacher['epoch_num']} of {epochs}")
     net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
     settings = net.architecture.items()
-    told = {*teacher["network"].arguments_of(teacher["state_dict"]), "drop"}  # drop: no matter
+    told = {*teacher["network"].arguments_of(teacher["state_dict"]), "L", "drop"}  # no matter
     made_from = {
         "teacher": fingerprint_weights(teacher),
         "teacher_run": {part: teacher.get("run", {}).get(part) for part in COMPARED},

@@ -182,40 +182,47 @@ def draw_figure(numbers, data_set, name, path):
 
 # ---------------------------------------------------------------------------- the main result
 
-HEADLINE = {  # row -> its name, and colour
-    "caser-t": ("teacher", "C7"),
-    "caser-s": ("student alone", "C0"),
-    "caser-rd": ("distilled", "C3"),
-    "rd-paper": ("distilled, the\npaper's formulas", "C1"),
+HEADLINE = {  # what dots stand for -> their rows, and colour
+    "teacher": (("caser-t", "fossil-t"), "C7"),
+    "student alone": (("caser-s", "fossil-s"), "C0"),
+    "distilled": (("caser-rd", "fossil-rd"), "C3"),
+    "distilled, the\npaper's formulas": (("rd-paper", "fossil-rd-paper"), "C1"),
 }
+NETWORKS = {"Caser": "o", "Fossil": "D"}  # marker
 
 
 def headline_points(numbers):
-    """(row's name, data set, {"MAP": mean, "sd": standard deviation}) of the main result."""
+    """(row's title, data set, {"MAP": mean, "sd": standard deviation}) of the main result."""
     for data_set in dict.fromkeys(numbers.results["data_set"]):
-        for row, (name, _) in HEADLINE.items():
-            lines = numbers.of("results", data_set=data_set, row=row, split="test")
+        for row in (ROWS[name] for names, _ in HEADLINE.values() for name in names):
+            lines = numbers.of("results", data_set=data_set, row=row.name, split="test")
             if len(lines):
                 mean, deviation, _ = mean_and_deviation(lines, "map")
                 y = {"MAP": round(float(mean), 6), "sd": round(float(deviation), 6)}
-                yield name.replace("\n", " "), data_set, y
+                yield row.title, data_set, y
 
 
 def draw_headline(numbers, path):
     """Draw the main result: a dot a model with the deviation over its seeds, a panel a data set;
     in letters that can be read on a phone."""
-    points = list(headline_points(numbers))
-    data_sets = list(dict.fromkeys(data_set for _, data_set, _ in points))
-    figure = new_figure(figsize=(2.6 * len(data_sets), 3.4))
+    from matplotlib.lines import Line2D  # slow to import, and not everybody's
+
+    points = {(title, data_set): y for title, data_set, y in headline_points(numbers)}
+    data_sets = list(dict.fromkeys(data_set for _, data_set in points))
+    figure = new_figure(figsize=(2.6 * len(data_sets), 3.8))
     panels = figure.subplots(1, len(data_sets), sharey=True, squeeze=False)[0]
+    shown = {}
     for axes, data_set in zip(panels, data_sets, strict=True):
-        for place, (label, colour) in enumerate(HEADLINE.values()):
-            for name, of, y in points:
-                if (name, of) == (label.replace("\n", " "), data_set):
-                    axes.errorbar(y["MAP"], place, xerr=y["sd"], fmt="o", color=colour,
+        for place, (names, colour) in enumerate(HEADLINE.values()):
+            for row, up in zip((ROWS[name] for name in names), (0.14, -0.14), strict=True):
+                if y := points.get((row.title, data_set)):
+                    network = row.network.__name__
+                    marker = NETWORKS[network]
+                    axes.errorbar(y["MAP"], place - up, xerr=y["sd"], fmt=marker, color=colour,
                                   markersize=10, capsize=6, linewidth=2.5)  # fmt: skip
+                    shown[network] = Line2D([], [], ls="", color="k", marker=marker)
         axes.set_title(data_set, fontsize=17)
-        axes.set_yticks(range(len(HEADLINE)), [name for name, _ in HEADLINE.values()], fontsize=16)
+        axes.set_yticks(range(len(HEADLINE)), HEADLINE, fontsize=16)
         axes.set_ylim(len(HEADLINE) - 0.5, -0.5)
         axes.margins(x=0.15)
         axes.locator_params(axis="x", nbins=3, min_n_ticks=2)
@@ -223,4 +230,6 @@ def draw_headline(numbers, path):
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3f}".lstrip("0"))
         axes.grid(axis="x", alpha=0.3)
     figure.supxlabel("MAP, mean ± sd of the seeds (scales differ)", fontsize=15)
+    figure.legend(shown.values(), shown, loc="outside upper center", ncols=2, fontsize=15,
+                  markerscale=1.6, frameon=False)  # fmt: skip
     save(figure, path)

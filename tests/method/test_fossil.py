@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, SMALL, assert_same_weights, records, tree
 from torch.testing import assert_close
 
+import baselines
 import distill_caser
 import distill_fossil
 import recommend
@@ -199,25 +200,32 @@ def test_every_flag_reaches_the_model(run, tmp_path):
     assert len(set(losses)) == len(changes)
 
 
-def test_any_teacher_teaches_any_student(run, out):
+def test_any_teacher_teaches_any_student(run, out, toy, command):
+    bpr = [*toy.flags, "--d", 6, "--n_iter", 1, "--output_dir", out]
+    assert command(baselines.main, *bpr)[0] == 0
+    whole = torch.load(out / "toy-caser-dim=6.pth.tar", weights_only=True)
+    bare = {name: whole[name] for name in ("epoch_num", "state_dict", "optimizer")}
+    torch.save(bare, out / "bare.pth.tar")  # as the authors' code leaves one
     own = ["--teacher_model_dim", 6]
     of = {name: ["--teacher_model_path", out / f"toy-{name}-dim=6.pth.tar"]
-          for name in ("caser", "fossil")}  # fmt: skip
+          for name in ("caser", "fossil", "bpr")}  # fmt: skip
     names = "toy-{}-dim=4-rd{}.pth.tar", "toy-{}teacher-dim=6-top=5.npy"
     for script, flags, student, lists in (
         (distill_caser, own, ("caser", ""), ""),
         (distill_fossil, own, ("fossil", ""), "fossil-"),
         (distill_caser, of["fossil"], ("caser", "-from-fossil"), "fossil-"),
         (distill_fossil, of["caser"], ("fossil", "-from-caser"), ""),
-    ):
+        (distill_fossil, ["--teacher_model_path", out / "bare.pth.tar"],
+         ("fossil", "-from-caser"), ""),
+        (distill_caser, of["bpr"], ("caser", "-from-bpr"), "bpr-"),
+    ):  # fmt: skip
         status, printed, err = run(script, *STUDENT, *flags)
         assert (status, err) == (0, [])
         assert "Teacher (d=6)\tmap=" in printed
         assert str(out / names[0].format(*student)) in printed.splitlines()[-1]
         assert (out / names[1].format(lists)).exists()
-    made = {path.name for path in out.glob("*.pth.tar")}
-    assert len(made) == 2 + 4
-    assert len(list(out.glob("*.npy"))) == 2  # a teacher's lists serve both students
+    assert len(list(out.glob("toy-*-rd*.pth.tar"))) == 5 + 1  # what the bare one's replaced
+    assert len(list(out.glob("*.npy"))) == 3  # a teacher's lists serve all students
 
 
 def test_a_crossed_student_is_resumed_and_evaluated_from_its_own_file(command, run, out):
