@@ -39,12 +39,6 @@ class Study:
         self.folder = Path(args.results_dir, args.dataset)
         self.has_data = not look or Path("datasets", args.dataset).is_dir()
         self._data = {}
-        former = next(self.folder.glob("*/begun.json"), None)
-        if former:
-            raise UserError(
-                f"{former.parent}: of an older version, whose results can't be told from others;"
-                f" {self.folder} is left alone: move it away, or name another --results_dir"
-            )
 
     def data(self, split="test", row=None):
         """The DataSet of a split, with the windows of a row (default: Caser-T)."""
@@ -117,6 +111,22 @@ def _parsed(network, method, distilled, flags):
 def weights_at(path, modified):
     """The fingerprint of the weights at ``path`` as they were at that time."""
     return fingerprint_weights(read_checkpoint(path, NETWORKS))
+
+
+@functools.cache
+def records_at(path, modified, size):
+    """(identity, a dict per epoch) of the records at ``path`` as they were at that time; one of
+    DAMAGE where they are not such."""
+    identity, *epochs = map(json.loads, path.read_text("utf-8").splitlines())
+    if not {"commit", "device", "threads"} <= identity.keys():
+        raise ValueError
+    identity["versions"].items()
+    if [record["epoch"] for record in epochs] != list(range(1, len(epochs) + 1)):
+        raise ValueError
+    for record in epochs:
+        if "map" in record and not all(isinstance(record[name], float) for name in METRICS):
+            raise ValueError
+    return identity, epochs
 
 
 @dataclass(frozen=True)
@@ -244,10 +254,10 @@ class Run:
 
     def has_looks(self, epochs):
         """Whether some epochs' records were evaluated where this run evaluates."""
-        every = self.epochs() if self.final else self.study.eval_every
+        last = self.epochs()
+        every = last if self.final else self.study.eval_every
         looks = [record["epoch"] for record in epochs if "map" in record]
-        wanted = range(1, len(epochs) + 1)
-        return looks == [n for n in wanted if n % every == 0 or n == self.epochs()]
+        return looks == [n for n in range(1, len(epochs) + 1) if n % every == 0 or n == last]
 
     def recorded(self):
         """(identity, a dict per epoch) of the records, of whichever run they are; None where there
@@ -256,15 +266,9 @@ class Run:
         if not self.study.has_data or not path.exists():
             return None
         try:
-            identity, *epochs = map(json.loads, path.read_text("utf-8").splitlines())
-            if not {"commit", "device", "threads"} <= identity.keys():
-                raise ValueError
-            self.is_described_by(identity), identity["versions"].items()
-            if [record["epoch"] for record in epochs] != list(range(1, len(epochs) + 1)):
-                raise ValueError
-            for record in epochs:
-                if "map" in record and not all(isinstance(record[name], float) for name in METRICS):
-                    raise ValueError
+            status = path.stat()
+            identity, epochs = records_at(path, status.st_mtime_ns, status.st_size)
+            self.is_described_by(identity)
             return identity, epochs
         except (OSError, *DAMAGE):
             raise self._not_as_left(path) from None

@@ -234,17 +234,6 @@ def test_what_another_commit_has_done_is_said_and_done_anew_when_asked(reproduce
     assert reproduce("--row", "caser-s", "--again")[3] == []
 
 
-def test_results_of_an_older_version_are_named_and_left_alone(reproduce, tmp_path):
-    reproduce.done("caser-s")
-    (STUDENT / "begun.json").write_text("{}")
-    before = tree(tmp_path)
-    for flags in (["--report"], ["--row", "caser-s"]):
-        line = refusal(*reproduce(*flags))
-        assert f"{STUDENT}: of an older version" in line
-        assert "--results_dir" in line
-    assert tree(tmp_path) == before
-
-
 def test_a_search_that_changes_while_a_run_goes_on_leaves_no_result(reproduce, monkeypatch):
     def change_meanwhile(words):
         if "test" in words:  # as a study of another --eval_every sets it aside
