@@ -164,7 +164,7 @@ def known_histories(model, histories, source):
     for user in cold:
         tell([f"{source}, user {user!r}: no item that the model knows; nothing is recommended"])
     items = dict.fromkeys(i for items in histories.values() for i in items)
-    users = [user for user in histories if user is not None]
+    users = [user for user in histories if user is not None and model.net.user_table]
     for what, names, known, so in (
         ("item", items, model.item_map, "dropped"),
         ("user", users, model.user_map, "the mean user embedding stands for them"),
@@ -233,7 +233,7 @@ def tables(blocks, model, tells_embedding):
                     "score": [float(f"{score:.6g}") for score in scores[part].ravel().tolist()],
                 }
             )
-            if tells_embedding:
+            if tells_embedding and model.net.user_table:
                 known = ["own" if user in model.user_map else "mean" for user in users[part]]
                 table["embedding"] = np.repeat(np.array(known, dtype=object), k)
             yield len(names), table[items[part].ravel() != PADDING]

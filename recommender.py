@@ -21,7 +21,7 @@ from utils import DAMAGE, UserError
 
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
 # network has ``name``, ``flags``, ``architecture``, ``arguments_of``, ``user_table``,
-# ``represent``, ``score`` and ``score_all`` as Caser has them.
+# ``represent``, ``score`` and ``score_all`` as Caser has them: docs/own_network.md.
 NETWORKS = (Caser, Fossil, BPR)
 
 

@@ -101,7 +101,8 @@ def _verified(checkpoint, networks):
     for value in weights.values():
         if value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous():
             raise ValueError("its weights are no plain float32")
-    told = network.arguments_of(weights)
+    users = str(checkpoint.get("data", {}).get("user_ids")).split("\n")
+    told = {"num_users": len(users)} | network.arguments_of(weights)  # where no weight tells it
     if min(told["num_users"], told["num_items"], told.get("L", 1), told["d"]) < 1:
         raise ValueError("its weights are empty")
     saved = {name: value for name, value in checkpoint.get("architecture", {}).items()
@@ -178,7 +179,9 @@ def restore_network(checkpoint, settings=None):
 
 def add_mean_user(net):
     """Give a network's user table one row more, the mean of all, for users that it does not know;
-    return its number."""
+    return its number. Where it has none (None) all users are alike to it, and that is 0."""
+    if net.user_table is None:
+        return 0
     weight = getattr(net, net.user_table).weight.detach()
     weight = torch.cat([weight, weight.mean(0, keepdim=True)])
     setattr(net, net.user_table, torch.nn.Embedding.from_pretrained(weight))
