@@ -20,15 +20,18 @@ import torch
 import torch.nn.functional as F
 
 from caser import Caser
-from distillation import DistilledRecommender, teacher_lists
+from distillation import METHODS, teacher_lists
 from evaluation import evaluate_ranking
 from fossil import Fossil
 from recommender import Recommender
 from support.data_set import DataSet, read_interactions
+from support.teacher import METHOD_FLAGS
 from utils import Parser, device_flag, in_range, pick_device, run_command, versions
 
 GOWALLA = (13_149, 14_009, 433_356)  # users, items, train rows of the test split
 K, SAMPLES, NEGATIVES, BATCH = 10, 100, 3, 512
+# A step of a later method costs at most so many of one of RD's.
+LATER = {"rrd": 2.2, "listwise": 1.7, "cd": 1.7}
 
 
 def made_up(folder, users, items, rows):
@@ -61,14 +64,20 @@ def million_rows(folder):
 
 def median_seconds(function, times, device):
     """The median time of ``function()`` over ``times`` runs, after one that does not count."""
-    seconds = []
+    return medians_in_turns({"": function}, times, device)[""]
+
+
+def medians_in_turns(functions, times, device):
+    """The same of several, a dict, in turns: what else the machine does meets all of them alike."""
+    seconds = {name: [] for name in functions}
     for _ in range(times + 1):
-        started = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(some[1:]) for name, some in seconds.items()}
 
 
 def step(model):
@@ -175,6 +184,20 @@ def bare_scoring(n, net, device):
     return run, n / len(x)
 
 
+def pupils_of(teacher, train, device):
+    """A prepared student of each method, by its defaults, with lists at random."""
+    pupils = {}
+    for name, method in METHODS.items():
+        width = METHOD_FLAGS["K"].get(name)
+        shape = len(train.sequences.user_ids), width
+        lists = width and np.random.default_rng(0).integers(1, train.num_items, shape, np.int32)
+        options = {"dynamic_start_epoch": 0} if name == "rd" else {}
+        pupils[name] = method(partial(Caser, d=50), teacher=teacher, teacher_topk=lists,
+                              device=device, **options)  # fmt: skip
+        pupils[name].prepare(train)
+    return pupils
+
+
 def measure(data, device, repeat):
     """The rows of the table: (phase, seconds, limit in seconds or None, what the limit is)."""
     steps = 20 * repeat
@@ -183,12 +206,11 @@ def measure(data, device, repeat):
     windows = len(train.sequences.user_ids)
     teacher = Recommender(partial(Caser, d=100), device=device)
     student = Recommender(partial(Caser, d=50), device=device)
-    lists = np.random.default_rng(0).integers(1, train.num_items, (windows, K), dtype=np.int32)
-    distilled = DistilledRecommender(partial(Caser, d=50), teacher_topk=lists, device=device,
-                                     dynamic_start_epoch=0)  # fmt: skip
     fossil = Recommender(partial(Fossil, d=50), device=device)
-    for model in (teacher, student, distilled, fossil):
+    for model in (teacher, student, fossil):
         model.prepare(train)
+    pupils = pupils_of(teacher.net, train, device)
+    distilled = pupils["rd"]
     users = teacher.users[teacher.instances[torch.randperm(len(teacher.instances))[:BATCH]]]
 
     plain = timed(step(teacher), steps)
@@ -196,7 +218,7 @@ def measure(data, device, repeat):
     adam = timed(bare_adam(teacher.net, device), steps)
     negatives = timed(lambda: teacher.sampler.draw(users, NEGATIVES), steps)
     small = timed(step(student), steps)
-    rich = timed(step(distilled), steps)
+    taught = medians_in_turns({name: step(model) for name, model in pupils.items()}, steps, device)
     draw = timed(lambda: distilled.sampler.draw(users, SAMPLES), steps)
     W2, x = student.net.W2.weight.detach(), torch.randn(BATCH, 1, 100, device=device)
     samples = distilled.sampler.draw(users, SAMPLES)
@@ -218,10 +240,12 @@ def measure(data, device, repeat):
         ("  its bare matrix products", products, None, ""),
         ("  its bare fused Adam", adam, None, ""),
         ("training step, d=50", small, None, ""),
-        ("distillation step, d=50", rich, small + 1.3 * (gather + draw),
+        ("distillation step, d=50", taught["rd"], small + 1.3 * (gather + draw),
          "step + 1.3 x (gather + draw)"),
         ("  its bare gather, multiply, sum", gather, None, ""),
         ("  its bare draw of 100 samples", draw, None, ""),
+        *((f"  {name} step, d=50", taught[name], times * taught["rd"], f"{times} x rd's, in turns")
+          for name, times in LATER.items()),
         ("training step of a Fossil, d=50", long, 0.5 * plain, "half of a Caser's, d=100"),
         ("  its bare sums of histories", sums, None, ""),
         ("  their bare gradient", gradients, None, ""),

@@ -8,7 +8,14 @@ K length of the teacher's list, S dynamic samples.
 import torch
 from torch import nn
 
-from kernels import all_products, dropout, horizontal_filters, row_products, vertical_filters
+from kernels import (
+    all_products,
+    dropout,
+    horizontal_filters,
+    row_products,
+    row_values,
+    vertical_filters,
+)
 from utils import UserError
 
 ACTIVATIONS = {
@@ -89,7 +96,7 @@ class Caser(nn.Module):
 
     def score(self, x, items):
         """Scores (B, N) of items (B, N) int64 for representations x (B, 2d)."""
-        return row_products(x, self.W2.weight, items) + self.b2(items).squeeze(2)
+        return row_products(x, self.W2.weight, items) + row_values(self.b2.weight, items)
 
     def score_all(self, sequences, users, history=None):
         """Scores (B, num_items) of all ids, padding too; arguments as for ``represent``."""

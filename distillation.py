@@ -1,7 +1,12 @@
-"""Distil a small recommender from a large one through its top-K lists."""
+"""Distil a small recommender from a large one, by Ranking Distillation or a loss that came after.
+
+A method is a DistilledRecommender with two methods: which items to score for a batch, and the loss
+from their scores. A fifth is one more such class, a line in METHODS, and its flags in
+support/teacher.py.
+"""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -13,22 +18,18 @@ from interactions import PADDING, csr_indices
 from losses import (
     distillation_loss,
     estimated_rank,
+    listwise_loss,
     normalized,
     position_importance_weight,
     ranking_discrepancy_weight,
+    relaxed_ranking_loss,
+    soft_label_loss,
 )
 from recommender import NETWORKS, Recommender
-from support.checkpoint import fingerprint_weights, read_checkpoint
-from support.command_line import (
-    checkpoint_name,
-    evaluate_checkpoint,
-    training_command,
-    training_options,
-    training_parser,
-)
-from support.list_cache import is_bare, load_or_build_lists, require_same_lists
-from support.run import COMPARED
-from utils import UserError, numeric_flag, path_flag
+from support.command_line import training_command, training_options
+from support.list_cache import load_or_build_lists, require_same_lists
+from support.teacher import METHOD_FLAGS, distillation_parser, evaluated_teacher, read_teacher
+from utils import UserError
 
 
 def distill(network, script, description, d, teacher_d, argv=None):
@@ -40,17 +41,113 @@ def distill(network, script, description, d, teacher_d, argv=None):
     return training_command(parser, script, network, NETWORKS, argv, partial(_plan, network))
 
 
-@dataclass(eq=False)
+def _plan(network, args, data, path_of):
+    """The student's path, and the function that makes it; UserError where no lists could be filled,
+    there is no teacher, or the student would replace it."""
+    method = METHODS[args.distillation]
+    if method.uses_lists:
+        check_K(args.K, data.train, args.teacher_exclude)
+    teacher = read_teacher(args, data, network, NETWORKS, method)
+    of = teacher["network"] if teacher else network
+    path = path_of(student_suffix(args.distillation, network, of))
+    if teacher and os.path.realpath(teacher["path"]) == os.path.realpath(path):
+        raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
+                        " --output_dir")  # fmt: skip
+    return path, partial(_make_distilled, method, teacher)
+
+
+def student_suffix(method, network, teacher):
+    """The end of a student's name. method: of METHODS. network, teacher: the classes of both."""
+    return f"-{method}" if teacher is network else f"-{method}-from-{teacher.name}"
+
+
+def _make_distilled(method, teacher, args, data, checkpoint, make_network):
+    """The student that the flags describe, and what it learns from was made from."""
+    net, lists, path, made_from = None, None, None, {}
+    if teacher:
+        net, path, made_from = evaluated_teacher(args, data, teacher, NETWORKS[0])
+    named = args.teacher_topk_path
+    if checkpoint and not named:
+        require_same_lists(checkpoint, made_from)  # before a cache is replaced
+    if method.uses_lists:
+        lists, lists_made_from = load_or_build_lists(
+            Path(named or path),
+            named is not None,
+            made_from,
+            (len(data.train.sequences.user_ids), args.K),
+            data.train.num_items,
+            partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
+        )
+        made_from = (made_from if method.uses_scores else {}) | lists_made_from
+    if checkpoint and named:
+        require_same_lists(checkpoint, made_from)
+    settings = [field.name for field in fields(method) if field.name in METHOD_FLAGS]
+    options = training_options(args) | {name: getattr(args, name) for name in settings}
+    teaching = {"teacher_topk": lists, "teacher": net if method.uses_scores else None}
+    return method(make_network, **options, **teaching), made_from
+
+
+# ---------------------------------------------------------------------------- the methods
+
+
+@dataclass(eq=False, kw_only=True)
 class DistilledRecommender(Recommender):
-    """A Recommender that also learns from a teacher's list of K items per training instance.
+    """A Recommender that also learns from a teacher; how is a subclass's, which has ``more_items``
+    and ``teaching_loss``.
 
     Parameters
     ----------
     make_network, options: as for Recommender.
-    teacher_topk: (instances, K) integer array, row i for window i of ``train.sequences``, the
-        teacher's best item first. A 0 is padding and weighs nothing.
     teach_alpha: factor of the distillation loss beside the ranking loss, a / (1 - a) for the
         paper's balance a.
+    teacher_topk: (instances, K) integer array, row i for window i of ``train.sequences``, the
+        teacher's best item first; None where the method uses no lists. A 0 is padding and weighs
+        nothing.
+    teacher: its network; None where the method uses no scores of it.
+    """
+
+    teach_alpha: float = 1.0
+    teacher_topk: np.ndarray | None = None
+    teacher: torch.nn.Module | None = field(default=None, repr=False)
+
+    uses_lists = True  # the teacher's list of K items for each training instance
+    uses_scores = False  # the teacher's scores of any items
+    tells_regular_loss = True
+
+    def prepare(self, train):
+        super().prepare(train)
+        if self.uses_lists:
+            self.lists = torch.from_numpy(self.teacher_topk).to(self.device)
+        if self.uses_scores:
+            self.teacher.to(self.device).eval()
+
+    def more_items(self, rows, users, x):
+        """The items (B, M) int64 of which ``teaching_loss`` wants the student's scores; here the
+        teacher's lists."""
+        return self.lists[rows].long()
+
+    def more_loss(self, rows, users, x, items, scores):
+        return self.teach_alpha * self.teaching_loss(rows, users, x, items, scores)
+
+    def teaching_loss(self, rows, users, x, items, scores):
+        """A scalar from the student's ``scores`` (B, M) of ``items``, summed over an instance's
+        items, mean over instances. x: what ``represent`` gave for the instances ``rows`` (B,) of
+        ``users`` (B,)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def teacher_scores(self, rows, users, items):
+        """The teacher's scores (B, M) of ``items``."""
+        x = self.teacher.represent(self.sequences[rows], users, self.history[rows])
+        return self.teacher.score(x, items)
+
+
+@dataclass(eq=False, kw_only=True)
+class RankingDistillation(DistilledRecommender):
+    """RD (Tang and Wang, KDD 2018): the teacher's list as positives, each with a weight.
+
+    Parameters
+    ----------
     lamda: of the position importance (Eq. 8).
     mu: of the ranking discrepancy (Eq. 9).
     dynamic_samples: items S that estimate a rank.
@@ -59,8 +156,6 @@ class DistilledRecommender(Recommender):
     hybrid_weight: "product", as in the authors' code, or "normalized", as in the paper.
     """
 
-    teacher_topk: np.ndarray = field(kw_only=True)
-    teach_alpha: float = 1.0
     lamda: float = 1.0
     mu: float = 0.1
     dynamic_samples: int = 100
@@ -68,23 +163,17 @@ class DistilledRecommender(Recommender):
     weights: str = "hybrid"
     hybrid_weight: str = "product"
 
-    tells_regular_loss = True
-
     def prepare(self, train):
         super().prepare(train)
-        K = self.teacher_topk.shape[1]
-        self.lists = torch.from_numpy(self.teacher_topk).to(self.device)
+        K = self.lists.shape[1]
         self.has_padding = bool((self.lists == PADDING).any())
         by_position = self.weights in {"hybrid", "position"}
         weight = position_importance_weight(K, self.lamda) if by_position else torch.ones(K) / K
         self.static_weight = weight.to(self.device)
 
-    def more_items(self, rows):
-        return self.lists[rows].long()
-
-    def more_loss(self, rows, users, x, items, scores):
+    def teaching_loss(self, rows, users, x, items, scores):
         weight = self._weight(rows, users, x.detach(), items, scores.detach())
-        return self.teach_alpha * distillation_loss(scores, weight)
+        return distillation_loss(scores, weight)
 
     @torch.no_grad()
     def _weight(self, rows, users, x, items, scores):
@@ -106,6 +195,102 @@ class DistilledRecommender(Recommender):
     def draw_dynamic_samples(self, rows, users):
         """(B, S) int64, items that ``users`` (B,) do not have in train."""
         return self.sampler.draw(users, self.dynamic_samples)
+
+
+@dataclass(eq=False, kw_only=True)
+class RelaxedRankingDistillation(DistilledRecommender):
+    """RRD, the relaxed ranking distillation of DE-RRD (Kang et al., CIKM 2020): the teacher's list
+    in its order, above negatives.
+
+    Parameters
+    ----------
+    rrd_negatives: how many are drawn anew for each batch, from the items that a user does not have
+        in train. One that is in the list weighs nothing.
+    """
+
+    rrd_negatives: int = 50
+
+    has_sparse_gradients = True
+
+    def more_items(self, rows, users, x):
+        listed = super().more_items(rows, users, x)
+        return torch.cat([listed, self.sampler.draw(users, self.rrd_negatives)], 1)
+
+    def teaching_loss(self, rows, users, x, items, scores):
+        sizes = [self.lists.shape[1], self.rrd_negatives]
+        listed, drawn = items.split(sizes, 1)
+        in_list = (drawn[:, :, None] == listed[:, None, :]).any(2)
+        out = torch.cat([listed == PADDING, in_list], 1)
+        return relaxed_ranking_loss(*scores.masked_fill(out, -torch.inf).split(sizes, 1))
+
+
+@dataclass(eq=False, kw_only=True)
+class ListwiseDistillation(DistilledRecommender):
+    """The cross-entropy of the student's softmax over the teacher's list against the teacher's.
+
+    Parameters
+    ----------
+    temperature: what the scores of both are divided by.
+    """
+
+    temperature: float = 1.0
+
+    uses_scores = True
+    has_sparse_gradients = True
+
+    def teaching_loss(self, rows, users, x, items, scores):
+        teacher = self.teacher_scores(rows, users, items)
+        both = (part.masked_fill(items == PADDING, -torch.inf) for part in (scores, teacher))
+        return listwise_loss(*both, self.temperature)
+
+
+@dataclass(eq=False, kw_only=True)
+class CollaborativeDistillation(DistilledRecommender):
+    """CD (Lee et al., ICDM 2019): the teacher's scores as soft labels of items that a user does not
+    have in train, drawn the more often the higher the guide ranks them.
+
+    Of N items that of rank r, from 1, is drawn with P proportional to 1 - r / N, the paper's linear
+    law, as the better of two different uniform draws.
+
+    Parameters
+    ----------
+    cd_samples: how many are drawn anew for each batch.
+    cd_scale, cd_shift: a label is sigmoid((score + cd_shift) / cd_scale).
+    cd_guide: who ranks, "student", as it is now, or "teacher".
+    """
+
+    cd_samples: int = 50
+    cd_scale: float = 1.0
+    cd_shift: float = 0.0
+    cd_guide: str = "student"
+
+    uses_lists = False
+    uses_scores = True
+    has_sparse_gradients = True
+
+    @torch.no_grad()
+    def more_items(self, rows, users, x):
+        pairs = self.sampler.draw_pairs(users, self.cd_samples)  # (B, n, 2)
+        items = pairs.flatten(1)
+        scores = (
+            self.net.score(x, items)
+            if self.cd_guide == "student"
+            else self.teacher_scores(rows, users, items)
+        )
+        better = scores.view(pairs.shape).argmax(2, keepdim=True)
+        return pairs.gather(2, better).squeeze(2)
+
+    def teaching_loss(self, rows, users, x, items, scores):
+        teacher = self.teacher_scores(rows, users, items)
+        return soft_label_loss(scores, teacher, self.cd_scale, self.cd_shift)
+
+
+METHODS = {
+    "rd": RankingDistillation,
+    "rrd": RelaxedRankingDistillation,
+    "listwise": ListwiseDistillation,
+    "cd": CollaborativeDistillation,
+}
 
 
 # -------------------------------------------------------------------- the teacher's lists
@@ -145,136 +330,3 @@ def check_K(K, train, exclude):
         raise UserError(f"--K: no list can be filled: {items} items, {left_out} left out ({what})")
     if most < K:
         raise UserError(f"--K {K}: must be in [1, {most}]: the number of items less {what}")
-
-
-# --------------------------------------------------------------------------- command line
-
-
-def distillation_parser(description, network, d, teacher_d=100):
-    """The flags of ``training_parser`` and those of distillation."""
-    parser = training_parser(description, network, d)
-    group = parser.add_argument_group("distillation")
-    flag = partial(numeric_flag, group)
-    # fmt: off
-    path_flag(group, "--teacher_model_path", "the teacher's checkpoint, of any network (default: "
-              f"DIR/DATASET-{network.name}-dim=TEACHER_MODEL_DIM.pth.tar)")
-    flag("--teacher_model_dim", teacher_d, int, "[1, 100000]",
-         "d in the default path of the teacher")
-    path_flag(group, "--teacher_topk_path", "cache of the teacher's lists (default: "
-              "DIR/DATASET-[NETWORK-]teacher-dim=D-top=K.npy), or lists of anybody's, which need "
-              "no teacher's checkpoint")
-    group.add_argument("--teacher_exclude", default="target", choices=["target", "observed"],
-                       help="what the lists leave out: the target, as in the authors' code, or "
-                       "all of the user's train items, as in the paper")
-    flag("--K", 10, int, "[1, 1e9]", "K: length of the teacher's list")
-    flag("--teach_alpha", 1.0, float, "[0, 1e6]",
-         "alpha / (1 - alpha): factor of the distillation loss")
-    flag("--lamda", 1.0, float, "(0, 1e6]", "lambda of Eq. 8, the position importance")
-    flag("--mu", 0.1, float, "(0, 1e6]", "mu of Eq. 9, the ranking discrepancy")
-    flag("--dynamic_samples", 100, int, "[1, 1e9]", "epsilon: items that estimate a rank",
-         "--num_dynamic_samples")
-    flag("--dynamic_start_epoch", 10, int, "[0, 1e9]", "last epoch without ranking discrepancy")
-    group.add_argument("--weights", default="hybrid",
-                       choices=["hybrid", "position", "discrepancy", "uniform"],
-                       help="w of Table 4: w^a w^b, w^a, w^b / K or 1 / K; up to "
-                       "--dynamic_start_epoch the first is w^a and the third 1 / K")
-    group.add_argument("--hybrid_weight", default="product", choices=["product", "normalized"],
-                       help="w^a w^b as it is, as in the authors' code, or divided by its sum, as "
-                       "in the paper")
-    # fmt: on
-    return parser
-
-
-def _plan(network, args, data, path_of):
-    """The student's path, and the function that makes it; UserError where no lists could be filled,
-    there is no teacher, or the student would replace it."""
-    check_K(args.K, data.train, args.teacher_exclude)
-    teacher = _read_teacher(args, data, network)
-    path = path_of(student_suffix(network, teacher["network"] if teacher else network))
-    if teacher and os.path.realpath(teacher["path"]) == os.path.realpath(path):
-        raise UserError(f"{path}: is the teacher, and the student would replace it; use another"
-                        " --output_dir")  # fmt: skip
-    return path, partial(_make_distilled, teacher)
-
-
-def student_suffix(network, teacher):
-    """The end of a student's name; network, teacher: the classes of both."""
-    return "-rd" if teacher is network else f"-rd-from-{teacher.name}"
-
-
-def _read_teacher(args, data, network):
-    """The teacher's checkpoint; None where the lists are anybody's and name none. UserError where
-    there is no such file."""
-    lists = args.teacher_topk_path
-    if not args.teacher_model_path and lists and is_bare(lists):
-        return None
-    default = checkpoint_name(data.name, network, args.teacher_model_dim)
-    path = args.teacher_model_path or str(Path(args.output_dir, default))
-    if not os.path.exists(path):
-        raise UserError(
-            f"{path}: no such teacher{f' to make {lists}' if lists else ''}; train it with"
-            f" train_{network.name}.py, or name one with --teacher_model_path"
-        )
-    return read_checkpoint(path, NETWORKS)
-
-
-def _make_distilled(teacher, args, data, checkpoint, make_network):
-    """The DistilledRecommender that the flags describe, and what its lists were made from."""
-    lists, made_from = _lists_for(args, data, teacher, checkpoint)
-    names = ("teach_alpha", "lamda", "mu", "dynamic_samples", "dynamic_start_epoch", "weights",
-             "hybrid_weight")  # fmt: skip
-    options = training_options(args) | {name: getattr(args, name) for name in names}
-    model = DistilledRecommender(make_network, teacher_topk=lists, **options)
-    return model, made_from
-
-
-def _lists_for(args, data, teacher, student=None):
-    """Load or build the lists for the data, and print the metrics of the teacher, if there is one.
-
-    teacher, student: its checkpoint and the one to resume, or None. Returns (lists, what they were
-    made from).
-    """
-    named = args.teacher_topk_path
-    net, path, made_from = _evaluated(args, data, teacher) if teacher else (None, named, {})
-    if student and not named:
-        require_same_lists(student, made_from)  # before a cache is replaced
-    lists, made_from = load_or_build_lists(
-        Path(named or path),
-        named is not None,
-        made_from,
-        (len(data.train.sequences.user_ids), args.K),
-        data.train.num_items,
-        partial(teacher_lists, net, data.train, args.K, args.teacher_exclude),
-    )
-    if student and named:
-        require_same_lists(student, made_from)
-    return lists, made_from
-
-
-def _evaluated(args, data, teacher):
-    """Load a teacher and print its metrics; returns its network, the default path of its lists, and
-    what these are made from."""
-    path = teacher["path"]
-    d, L = (teacher["architecture"][name] for name in ("d", "L"))
-    if L and L != args.L:  # 0: it looks at no window
-        raise UserError(f"{path}: the teacher's L is {L}, this run's is {args.L}; use --L {L}")
-    epochs = teacher["config"].get("n_iter") or 0
-    if epochs > teacher["epoch_num"]:
-        print(f"note: {path}: the teacher stopped at epoch {teacher['epoch_num']} of {epochs}")
-    net = evaluate_checkpoint(args, data, teacher, label=f"Teacher (d={d})")
-    settings = net.architecture.items()
-    told = {*teacher["network"].arguments_of(teacher["state_dict"]), "L", "drop"}  # no matter
-    made_from = {
-        "teacher": fingerprint_weights(teacher),
-        "teacher_run": {part: teacher.get("run", {}).get(part) for part in COMPARED},
-        "teacher_epochs": teacher["epoch_num"],
-        "data": data.identity["fingerprint"],
-        "L": args.L,
-        "T": args.T,
-        "K": args.K,
-        "exclude": args.teacher_exclude,
-        "activations": ", ".join(value for _, value in settings if isinstance(value, str)),
-    } | {name: v for name, v in settings if name not in told and not isinstance(v, str)}
-    kind = "" if teacher["network"] is NETWORKS[0] else f"{net.name}-"
-    name = f"{data.name}-{kind}teacher-dim={d}-top={args.K}.npy"
-    return net, Path(args.output_dir, name), made_from

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from interactions import PADDING
-from kernels import all_products, history_sums, row_products
+from kernels import all_products, history_sums, row_products, row_values
 
 
 class Fossil(nn.Module):
@@ -60,7 +60,7 @@ class Fossil(nn.Module):
 
     def score(self, x, items):
         """Scores (B, N) of items (B, N) int64 for representations x (B, d)."""
-        return row_products(x, self.Q.weight, items) + self.b(items).squeeze(2)
+        return row_products(x, self.Q.weight, items) + row_values(self.b.weight, items)
 
     def score_all(self, sequences, users, history):
         """Scores (B, num_items) of all ids, padding too; arguments as for ``represent``."""

@@ -235,8 +235,24 @@ class ComplementSampler:
 
         Every integer's chance is 1 / counts[row] to within n / 2^63 (63 random bits, modulo).
         """
-        rows = rows[:, None]
-        rank = torch.empty(len(rows), size, dtype=torch.int64, device=rows.device).random_()
-        rank = rank.remainder_(self.counts[rows])
+        return self._nth_outside(rows[:, None], _random(self.counts[rows, None], size))
+
+    def draw_pairs(self, rows, size):
+        """Return (B, size, 2) int64, as ``draw`` does; the two of a pair are different integers,
+        but where there is only one."""
+        counts = self.counts[rows, None]
+        first = _random(counts, size)
+        second = (first + 1 + _random((counts - 1).clamp(min=1), size)) % counts
+        ranks = torch.stack([first, second], 2)
+        return self._nth_outside(rows[:, None], ranks.flatten(1)).view(ranks.shape)
+
+    def _nth_outside(self, rows, rank):
+        """The rank-th integers outside the sets: (B, n) int64 for rows (B, 1) and ranks (B, n)."""
         below = torch.searchsorted(self._keys, rows * (self.n + 1) + rank, right=True)
         return rank + 1 + below - self._starts[rows]
+
+
+def _random(counts, size):
+    """(B, size) int64, uniform in 0..counts - 1 for counts (B, 1) int64."""
+    bits = torch.empty(len(counts), size, dtype=torch.int64, device=counts.device).random_()
+    return bits.remainder_(counts)

@@ -3,9 +3,12 @@
 Letters as in caser.py.
 """
 
+import contextlib
 import functools
 import warnings
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
@@ -117,16 +120,59 @@ class _BagSums(torch.autograd.Function):
         return pattern @ gradient, None, None
 
 
+_sparse_gradients = False
+
+
+@contextlib.contextmanager
+def sparse_gradients(wanted=True):
+    """Within, ``row_products`` and ``row_values`` take their gradients as sparse products: several
+    times faster for dozens of rows on a CPU, with other last digits."""
+    global _sparse_gradients
+    before, _sparse_gradients = _sparse_gradients, wanted
+    try:
+        yield
+    finally:
+        _sparse_gradients = before
+
+
 def row_products(x, table, rows):
     """``torch.einsum("bq,bnq->bn", x, table[rows])`` for x (B, q), table (N, q), rows (B, n) int64.
 
-    Where no gradient is needed, on a CPU, they are taken as a sampled matrix product, which
-    copies no rows (torch has it for n <= N); else as a multiply and a sum.
+    Where no gradient is needed, or a sparse one, they are taken on a CPU as a sampled matrix
+    product, which copies no rows (torch has it for n <= N); else as a multiply and a sum.
     """
-    copy = torch.is_grad_enabled() or x.device.type != "cpu" or rows.shape[1] > len(table)
+    copy = torch.is_grad_enabled() and not _sparse_gradients
+    copy = copy or x.device.type != "cpu" or rows.shape[1] > len(table)
     if copy or not _has_sampled_product():
         return (F.embedding(rows, table) * x[:, None, :]).sum(2)
-    return _sampled_product(x, table, rows)
+    return _RowProducts.apply(x, table, rows)
+
+
+def row_values(column, rows):
+    """``column[rows, 0]`` for column (N, 1), rows (B, n) int64."""
+    if _sparse_gradients:
+        return column.flatten()[rows]
+    return F.embedding(rows, column).squeeze(2)
+
+
+class _RowProducts(torch.autograd.Function):
+    """``row_products`` with the gradients as products with a sparse (B, N) matrix."""
+
+    @staticmethod
+    def forward(ctx, x, table, rows):
+        ctx.save_for_backward(x, table, rows)
+        return _sampled_product(x, table, rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        x, table, rows = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_x = F.embedding_bag(rows, table, mode="sum", per_sample_weights=gradient)
+        # scipy's product with the transpose is three times as fast as torch's.
+        places = rows.flatten().numpy(), np.arange(0, rows.numel() + 1, rows.shape[1])
+        matrix = sp.csr_matrix((gradient.flatten().numpy(), *places), (len(x), len(table)))
+        return of_x, torch.from_numpy(matrix.T @ x.numpy()), None
 
 
 def _sampled_product(x, table, rows):

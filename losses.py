@@ -1,8 +1,9 @@
-"""The ranking losses and the weights of the distillation loss: one pure function an equation.
+"""The ranking losses, the weights of the distillation loss, and later distillation losses: one pure
+function an equation.
 
 B batch, T targets, N negatives, K length of the teacher's list, S dynamic samples. Equation
 numbers are those of Tang and Wang, "Ranking Distillation", KDD 2018. Everything is written with
-log-sigmoids, so it is finite for any finite score.
+log-sigmoids, log-sums and the like, so it is finite for any finite score.
 """
 
 import torch
@@ -77,3 +78,54 @@ def normalized(weight):
     """``weight`` (B, K) divided by its sum over r; 0 where that sum is 0."""
     total = weight.sum(1, keepdim=True)
     return weight / total.where(total > 0, 1)
+
+
+# ------------------------------------------------------------- losses that came after the paper
+
+LOWEST = -1e30  # stands for a score of -inf, whose differences and gradients would be NaN
+
+
+def relaxed_ranking_loss(candidate, negative):
+    """L_RRD of Kang et al., "DE-RRD", CIKM 2020: the Plackett-Luce likelihood of the teacher's
+    order, all of it above the negatives, among which there is no order:
+
+        - sum_{k=1..K} [ s_k - log(sum_{i=k..K} exp s_i + sum_{j=1..N} exp n_j) ]
+
+    candidate: (B, K) the student's scores s of the teacher's list, the teacher's best first.
+    negative: (B, N) its scores n of items that are not in the list. An item with a score of -inf
+    weighs nothing. Returns a scalar: the sum over the list, the mean over instances.
+    """
+    listed = candidate > -torch.inf
+    candidate, negative = candidate.clamp(min=LOWEST), negative.clamp(min=LOWEST)
+    not_above = candidate.flip(1).logcumsumexp(1).flip(1)  # (B, K): of the k-th and those behind
+    total = torch.logaddexp(not_above, negative.logsumexp(1, keepdim=True))
+    return ((total - candidate) * listed).sum(1).mean()
+
+
+def listwise_loss(candidate, teacher, temperature):
+    """The list-wise cross-entropy (Cao et al., "ListNet", ICML 2007) of the student's scores s
+    against the teacher's t, both softened as in Hinton et al. 2015 (arXiv 1503.02531):
+
+        - sum_i softmax(t / temperature)_i log softmax(s / temperature)_i
+
+    candidate: (B, K) the student's scores of the teacher's list, teacher: (B, K) the teacher's. An
+    item to which both give -inf weighs nothing. temperature: above 0. Returns a scalar: the sum
+    over the list, the mean over instances.
+    """
+    listed = teacher > -torch.inf
+    candidate, teacher = candidate.clamp(min=LOWEST), teacher.clamp(min=LOWEST)
+    wanted = torch.softmax(teacher / temperature, 1) * listed
+    return -(wanted * torch.log_softmax(candidate / temperature, 1)).sum(1).mean()
+
+
+def soft_label_loss(score, teacher, scale, shift):
+    """L_CD of Lee et al., "Collaborative Distillation", ICDM 2019: binary cross-entropy against
+    q = sigmoid((t + shift) / scale) of the teacher's scores t,
+
+        - sum_i q_i log sigmoid(s_i) + (1 - q_i) log(1 - sigmoid(s_i))
+
+    score: (B, n) the student's scores s, teacher: (B, n) the teacher's of the same items. scale:
+    above 0. Returns a scalar: the sum over an instance's items, the mean over instances.
+    """
+    label = torch.sigmoid((teacher + shift) / scale)
+    return F.binary_cross_entropy_with_logits(score, label, reduction="sum") / len(score)

@@ -14,6 +14,7 @@ from caser import Caser
 from evaluation import evaluate_ranking, mean_metrics, metrics_line
 from fossil import Fossil
 from interactions import ComplementSampler
+from kernels import sparse_gradients
 from losses import pointwise_loss
 from support.checkpoint import load_weights
 from support.command_line import training_command, training_options, training_parser
@@ -83,6 +84,7 @@ class Recommender:
     device: str | torch.device = "cpu"
 
     tells_regular_loss = False  # whether the logged loss holds more than the ranking loss
+    has_sparse_gradients = False  # see kernels.sparse_gradients
 
     def __post_init__(self):
         self.device = torch.device(self.device)
@@ -169,10 +171,11 @@ class Recommender:
     def _batch_loss(self, rows):
         """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
         users, targets = self.users[rows], self.targets[rows]
-        more_items = self.more_items(rows)
         x = self.net.represent(self.sequences[rows], users, self.history[rows])
+        more_items = self.more_items(rows, users, x)
         items = torch.cat([targets, self.draw_negatives(rows, users), more_items], 1)
-        scores = self.net.score(x, items)
+        with sparse_gradients(self.has_sparse_gradients):
+            scores = self.net.score(x, items)
         T = targets.shape[1]
         positive, negative, more = scores.split([T, self.neg_samples, more_items.shape[1]], 1)
         regular_loss = self.ranking_loss(positive, negative)
@@ -214,8 +217,9 @@ class Recommender:
         """A scalar from the scores (B, T) of targets and (B, neg_samples) of negatives."""
         return pointwise_loss(positive, negative)
 
-    def more_items(self, rows):
-        """Items (B, M) to score beside targets and negatives; here M = 0."""
+    def more_items(self, rows, users, x):
+        """Items (B, M) int64 to score beside targets and negatives; here M = 0. x: what the network
+        represents ``users`` (B,) by."""
         return self.targets.new_empty(len(rows), 0)
 
     def more_loss(self, rows, users, x, items, scores):

@@ -103,11 +103,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{' '.join(message.split())} (see --help)")
 
+    def settle(self, args):
+        """What all that is parsed becomes; replaced where one flag decides which others there
+        are."""
+        return args
+
+    def parse_args(self, args=None, namespace=None):
+        return self.settle(super().parse_args(args, namespace))
+
     def parse(self, argv=None):
-        """Parse ``argv``; return (values, the set of names given on the command line)."""
-        values = vars(self.parse_args([]))
+        """Parse ``argv``; return (values, which are not settled, the set of names given in it)."""
+        values = vars(super().parse_args([]))
         unset = object()
-        given = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(values, unset))))
+        unset_values = argparse.Namespace(**dict.fromkeys(values, unset))
+        given = vars(super().parse_args(argv, unset_values))
         given = {name: value for name, value in given.items() if value is not unset}
         return argparse.Namespace(**(values | given)), set(given)
 

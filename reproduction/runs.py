@@ -201,8 +201,7 @@ class Run:
     def check(self):
         """UserError where no teacher of the data could give the run its lists."""
         if self.row.distilled:
-            args = parsed(self.row, self.row.flags)
-            data = self.study.data(self.split, self.row)
+            args, data = parsed(self.row, self.row.flags), self.study.data(self.split, self.row)
             try:
                 check_K(args.K, data.train, args.teacher_exclude)
             except UserError as error:
@@ -228,9 +227,10 @@ class Run:
     @property
     def checkpoint(self):
         row = self.row
-        suffix = student_suffix(row.network, teacher_of(row).network) if row.distilled else ""
-        d = parsed(row, self.model_flags()).d
-        return self.folder / checkpoint_name(self._data_name, row.network, d, suffix)
+        args, suffix = parsed(row, self.model_flags()), ""
+        if row.distilled:
+            suffix = student_suffix(args.distillation, row.network, teacher_of(row).network)
+        return self.folder / checkpoint_name(self._data_name, row.network, args.d, suffix)
 
     def is_described_by(self, identity):
         """Whether ``identity``, the first line of some records, describes this run."""

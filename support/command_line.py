@@ -112,6 +112,8 @@ OWN_FLAGS = {"checkpoint", "evaluate", "output_dir", "tensorboard", "device", "u
 DATA_FLAGS = {"dataset", "split", "train_root", "test_root"}
 FREE_FLAGS = {"n_iter", "eval_every", "save_every", "teacher_model_path", "teacher_model_dim",
               "teacher_topk_path"} | DATA_FLAGS  # fmt: skip
+# What a flag that is younger than some runs was in these, of whose identity it is no part.
+BEFORE_IT_WAS = {"distillation": "rd"}
 
 
 def read_command(parser, script, networks, argv):
@@ -125,6 +127,7 @@ def read_command(parser, script, networks, argv):
         if not args.evaluate and made_by != script:
             raise UserError(f"{args.checkpoint}: {made_by} made it and can resume it")
         args = _with_saved_flags(parser, argv, args, given, checkpoint)
+    args = parser.settle(args)
     if args.use_cuda is not None:
         asked = "cuda" if args.use_cuda else "cpu"
         if "device" in given and args.device not in {"auto", asked}:
@@ -146,7 +149,7 @@ def read_command(parser, script, networks, argv):
 
 def _with_saved_flags(parser, argv, args, given, checkpoint):
     """The checkpoint's own flags, those of ``argv`` over them; UserError on a contradiction."""
-    settings = checkpoint["config"] | checkpoint["architecture"]
+    settings = BEFORE_IT_WAS | checkpoint["config"] | checkpoint["architecture"]
     names = vars(args).keys() - OWN_FLAGS
     if given & {"train_root", "test_root"}:
         names -= {"dataset", "split"}
@@ -316,7 +319,7 @@ def _train(model, path, identity, args, data, checkpoint, again):
 
 def weight_flags(args):
     """The flags that change weights, as a dict."""
-    flags = vars(args)
+    flags = dict(vars(args).items() - BEFORE_IT_WAS.items())
     return {name: flags[name] for name in sorted(flags.keys() - OWN_FLAGS - FREE_FLAGS)}
 
 

@@ -250,11 +250,22 @@ class Renumbered(torch.nn.Module):
         self.register_buffer("items", items.where(items >= 0, PADDING))
         self.register_buffer("unknown", items < 0)
 
+    def represent(self, sequences, users, history):
+        """What the network's ``represent`` gives, of the data's numbers."""
+        return self.net.represent(*self._renumbered(sequences, users, history))
+
+    def score(self, x, items):
+        """Scores (B, N) of the data's items (B, N); -inf of padding and the unknown."""
+        scores = self.net.score(x, self.items[items])
+        return scores.masked_fill(self.unknown[items], -torch.inf)
+
     def score_all(self, sequences, users, history):
         """Scores (B, num_items) of the data's items; -inf of padding and the unknown."""
-        inputs = self.items[sequences], self.users[users], history.renumbered(self.items)
-        scores = self.net.score_all(*inputs)[:, self.items]
+        scores = self.net.score_all(*self._renumbered(sequences, users, history))[:, self.items]
         return scores.masked_fill(self.unknown, -torch.inf)
+
+    def _renumbered(self, sequences, users, history):
+        return self.items[sequences], self.users[users], history.renumbered(self.items)
 
 
 def _owners_of_everything(train):

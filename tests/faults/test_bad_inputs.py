@@ -37,6 +37,7 @@ ROOTS = f"--train_root {TOY} --test_root {TOY_TEST}"
 SHORT = " ".join(map(str, STUDENT))
 TRAIN = f"train_caser {ROOTS}"
 DISTILL = f"distill_caser {ROOTS} {SHORT} --output_dir out"
+PLAIN = DISTILL.replace(" --K 5 --dynamic_start_epoch 1", "") + " --distillation"
 RESUME = f"train_caser --checkpoint {TEACHER} --n_iter 4"
 EVALUATE = f"train_caser --checkpoint {TEACHER} --evaluate"
 RESUME_PUPIL = f"distill_caser --checkpoint {PUPIL} --n_iter 4"
@@ -149,7 +150,8 @@ FLAGS = """--d 0|--d -5|--d 1.5|--d nan|--d ''|--L 0|--L x|--T 0|--nv -1|--nh -1
 DISTILL_FLAGS = """--K 0|--K x|--K 100000|--lamda 0|--lamda nan|--lamda 1e39|--mu 0|--mu -1|
 --mu inf|--mu 1e39|--teach_alpha -1|--teach_alpha 1e39|--dynamic_samples 0|
 --num_dynamic_samples -1|--dynamic_start_epoch -1|--hybrid_weight sum|--teacher_exclude all|
---weights both|--teacher_model_dim 0|--teacher_model_path ''|--teacher_topk_path ''"""
+--weights both|--teacher_model_dim 0|--teacher_model_path ''|--teacher_topk_path ''|
+--temperature 0|--cd_scale 0|--cd_shift nan"""
 OTHER_FLAGS = """--d 7|--L 2|--T 2|--nv 3|--nh 5|--drop 0.1|--seed 4|--batch_size 9|--ac_fc tanh|
 --l2 0.1|--learning_rate 0.01|--neg_samples 5|--train_fraction 0.5"""
 RECOMMEND_FLAGS = {
@@ -328,6 +330,21 @@ TABLE = [
         ("its train_root is no text", lambda c: c["config"].update(train_root=5)),
         ("not tell the ids", lambda c: c["data"].update(user_ids="\n".join(["u1"] * 12))),
         ("not tell the ids", lambda c: c["data"].update(user_ids=None)))),
+
+    # Methods that know nothing of a flag, or have too little
+    *((words, f"{words.split()[-2]}: is of --distillation {of}, and this run's is {method}")
+      for words, of, method in (
+        (f"{PLAIN} rrd --lamda 1", "rd", "rrd"), (f"{PLAIN} rd --rrd_negatives 9", "rrd", "rd"),
+        (f"{PLAIN} listwise --cd_guide student", "cd", "listwise"),
+        (f"{PLAIN} cd --K 5", "rd, rrd, listwise", "cd"),
+        (f"{RESUME_PUPIL} --temperature 1", "listwise", "rd"))),
+    (f"{RESUME_PUPIL} --distillation rrd", f"--distillation rrd: {PUPIL} has rd"),
+    (f"{PLAIN} de", "--distillation ... 'rd', 'rrd', 'listwise', 'cd'"),
+    (f"{PLAIN} listwise --K 5 --teacher_topk_path bare.npy",
+     "bare.npy: --distillation listwise needs ... --teacher_model_path"),
+    (f"{PLAIN} cd --teacher_topk_path bare.npy",
+     "--teacher_topk_path: --distillation cd uses ... --teacher_model_path"),
+    (f"{PLAIN} rrd --K 40", "[1, 39]"),
 
     # Teachers and lists
     (f"{DISTILL} --K 40", "[1, 39]"), (f"{DISTILL} --L 4", "use --L 3"),

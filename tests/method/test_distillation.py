@@ -10,7 +10,7 @@ from conftest import assert_same_weights, weights
 import distill_caser
 import evaluation
 from caser import Caser
-from distillation import DistilledRecommender, teacher_lists
+from distillation import RankingDistillation, teacher_lists
 from interactions import Interactions
 
 
@@ -41,7 +41,7 @@ def weights_of(toy, epoch=5, teacher_list=(1, 2, 3, 4), **options):
     """w (B, K) as the loss of the first windows shows it, and w^b as Eq. 9 has it."""
     known = toy.load().train
     lists = np.tile(np.array(teacher_list, np.int32), (len(known.sequences.user_ids), 1))
-    model = DistilledRecommender(
+    model = RankingDistillation(
         partial(Caser, L=3, d=4), teach_alpha=3.0, mu=0.05, teacher_topk=lists, **options
     )
     torch.manual_seed(0)
@@ -49,8 +49,9 @@ def weights_of(toy, epoch=5, teacher_list=(1, 2, 3, 4), **options):
     model.epoch_num = epoch - 1
     model.draw_dynamic_samples = lambda rows, users: SAMPLES
     rows = torch.arange(6)
-    users, items = model.users[rows], model.more_items(rows)
+    users = model.users[rows]
     x = model.net.represent(model.sequences[rows], users)
+    items = model.more_items(rows, users, x)
     scores = model.net.score(x, items).detach().requires_grad_()
     model.more_loss(rows, users, x, items, scores).backward()
     # The loss is teach_alpha times the mean of -w logsigmoid(score).
@@ -102,7 +103,7 @@ def test_the_student_learns_its_teachers_list():
     torch.manual_seed(0)
     options = {"n_iter": 15, "batch_size": 32, "learning_rate": 1e-2, "teach_alpha": 20.0}
     network = partial(Caser, L=3, d=8, drop=0)
-    model = DistilledRecommender(network, teacher_topk=lists, weights="uniform", **options)
+    model = RankingDistillation(network, teacher_topk=lists, weights="uniform", **options)
     model.prepare(known)
     model.fit(known)
     inputs = known.sequences.inputs("cpu")

@@ -15,7 +15,7 @@ import torch
 from test_evaluation import FixedScores
 
 from caser import Caser
-from distillation import DistilledRecommender, teacher_lists
+from distillation import RankingDistillation, teacher_lists
 from evaluation import evaluate_ranking
 from losses import distillation_loss, pointwise_loss
 from recommender import NETWORKS, Recommender
@@ -167,7 +167,7 @@ class RepeatedRecommender(Repeated, Recommender):
     pass
 
 
-class RepeatedDistilledRecommender(Repeated, DistilledRecommender):
+class RepeatedDistillation(Repeated, RankingDistillation):
     def draw_dynamic_samples(self, rows, users):
         return torch.from_numpy(self.draws["dynamic_samples"][self.epoch_num])[rows]
 
@@ -218,7 +218,7 @@ def test_distillation_steps(path):
     assert np.array_equal(lists, arrays["teacher_topk"])
     names = ("teach_alpha", "lamda", "mu", "dynamic_start_epoch", *OPTIONS)
     make = network(arrays, settings)
-    model = RepeatedDistilledRecommender(
+    model = RepeatedDistillation(
         make, teacher_topk=lists, dynamic_samples=settings["num_dynamic_samples"],
         **chosen(settings, *names),
     )  # fmt: skip

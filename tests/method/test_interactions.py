@@ -128,6 +128,20 @@ def test_every_outsider_is_drawn_equally_often():
         assert chi2 < len(outside) + 6 * (2 * len(outside)) ** 0.5  # six standard deviations
 
 
+def test_pairs_are_two_different_outsiders_and_every_pair_is_equally_likely():
+    sets = [{2}, {1, 3}, {1, 2, 4, 5}]  # the last has only one outsider
+    torch.manual_seed(0)
+    draws = 60_000
+    pairs = sampler_for(sets, 5).draw_pairs(torch.arange(3), draws)
+    assert pairs.shape == (3, draws, 2)
+    for row, elements in enumerate(sets):
+        outside = {1, 2, 3, 4, 5} - elements
+        wanted = {(a, b) for a in outside for b in outside if a != b} or {(3, 3)}
+        found, counts = np.unique(pairs[row].numpy() @ [10, 1], return_counts=True)
+        assert {divmod(pair, 10) for pair in found.tolist()} == wanted
+        assert np.abs(counts * len(wanted) / draws - 1).max() < 0.1
+
+
 def test_draws_equal_the_slow_version():
     rng = np.random.default_rng(0)
     n = 50

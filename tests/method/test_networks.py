@@ -179,6 +179,24 @@ def test_row_products_are_those_of_the_copied_rows(monkeypatch, B, n):
         assert_close(fast(), plain(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("B", "n"), [(1, 1), (7, 3), (40, 11), (5, 30)])
+def test_sparse_gradients_are_those_of_the_plain_form(B, n):
+    torch.manual_seed(0)
+    leaves = [torch.randn(*shape, requires_grad=True) for shape in ((B, 6), (11, 6), (11, 1))]
+    x, table, column = leaves
+    rows = torch.randint(0, 11, (B, n))
+
+    def scores(sparse):
+        with kernels.sparse_gradients(sparse):
+            return kernels.row_products(x, table, rows) + kernels.row_values(column, rows)
+
+    def plain():
+        return torch.einsum("bq,bnq->bn", x, table[rows]) + column[rows, 0]
+
+    for sparse in (True, False):
+        assert_same_values_and_gradients(partial(scores, sparse), plain, *leaves)
+
+
 @pytest.mark.parametrize("B", [1, 300])
 def test_all_products_are_a_matrix_product(B):
     torch.manual_seed(0)

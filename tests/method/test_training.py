@@ -12,7 +12,7 @@ from conftest import SMALL, assert_same_weights, records, train, weights
 import recommender
 import train_caser
 from caser import Caser
-from distillation import DistilledRecommender
+from distillation import RankingDistillation
 from evaluation import evaluate_ranking
 from interactions import Interactions
 from losses import pointwise_loss
@@ -68,7 +68,7 @@ def test_drawn_items_are_never_in_the_users_train_rows(toy):
     lists = np.ones((len(data.train.sequences.user_ids), 5), dtype=np.int32)
     network = partial(Caser, L=3, d=6)
     options = {"dynamic_samples": 70, "neg_samples": 50}
-    model = DistilledRecommender(network, teacher_topk=lists, **options)
+    model = RankingDistillation(network, teacher_topk=lists, **options)
     model.prepare(data.train)
     rows = model.instances
     users, seen = model.users[rows], data.train.tocsr()
