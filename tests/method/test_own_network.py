@@ -147,6 +147,6 @@ def test_users_that_a_network_without_users_does_not_know(
     net, notes = data.network(checkpoint, allow_other_data=True)
     assert "has 60 users and 30 items" in notes[-1]
     with torch.no_grad():
-        scores = net.score_all(*data.train.test_sequences.inputs("cpu"))[0]
+        scores = net.eval().score_all(*data.train.test_sequences.inputs("cpu"))[0]
     for item, number in data.train.item_map.items():
         assert scores[number].item() == pytest.approx(dict(known)[item], abs=1e-5)
