@@ -235,7 +235,7 @@ def headline_table(numbers):
             lines.append([f"{bold}{title}{bold}", *(cell and bold + cell + bold for cell in cells)])
     if any(sizes := [parameters(numbers, data_set) for data_set in data_sets]):
         lines.append(["*parameters: student / teacher*", *sizes])
-    heads = ["Mean average precision (MAP) on the test split, ± sd of 5 seeds", *data_sets]
+    heads = ["Mean average precision (MAP) on the test split, ± sd over seeds", *data_sets]
     return table(heads, lines)
 
 
@@ -281,16 +281,21 @@ def findings(numbers):
         return ", ".join(f"{decimal(one.mean, '+')} on {data_set} (p {p_value(one.p)})"
                          for data_set, one in found if one)  # fmt: skip
 
+    def of_both(row, rival):
+        caser, fossil = (differences(f"{name}-{row}", f"{name}-{rival}")
+                         for name in ("caser", "fossil"))  # fmt: skip
+        return caser + (f"; Fossil {fossil}" if fossil else "")
+
     ratios = ((data_set, time_ratios(numbers, data_set)) for data_set in data_sets)
     times = "; ".join(f"{data_set} {time_words(of)}" for data_set, of in ratios if of)
     lines = {
-        "Distilling gains": differences("caser-rd", "caser-s"),
+        "Distilling gains": of_both("rd", "s"),
         "Trained to convergence, up to 200 epochs, it gains": "; ".join(
             words + told
             for words, row in (("", "caser-rd"), ("by the paper's formulas ", "rd-paper"))
             if (told := differences(f"{row}-converged", "caser-s-converged"))
         ),
-        "Against the teacher, the distilled student has": differences("caser-rd", "caser-t"),
+        "Against the teacher, the distilled student has": of_both("rd", "t"),
         "Against equal weights (w = 1/K), the paper's hybrid weight has": differences(
             "caser-rd", "uniform"
         ),
