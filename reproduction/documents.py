@@ -81,8 +81,8 @@ Every seed's line is in [reproduction/results.csv](reproduction/results.csv). Ho
 
 ## Where the paper's claims show
 
-The difference in mean MAP, and its p, not corrected. A claim shows where the difference is above 0
-with p below {DIFFERENT_P}; on time, where the student takes {HALF_THE_TIME:.0%} of the teacher's.
+The difference in mean MAP, and its p, not corrected. A claim shows where it is above 0 with p below
+{DIFFERENT_P}; the one on time where the student takes {HALF_THE_TIME:.0%} of the teacher's at most.
 """
 
 
