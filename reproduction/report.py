@@ -19,6 +19,8 @@ TITLES = {
     "4": "Table 4, the weights",
     "readings": "readings of the method, the authors' code and the paper",
     "grids": "settings, chosen on the validation split with the first seed",
+    "later": "later losses, each with its factor chosen",
+    "later-fossil": "later losses with Fossil, each with its factor chosen",
     "convergence": "to convergence, up to 200 epochs",
 }
 PROTOCOL = (

@@ -24,6 +24,7 @@ class Row:
     teacher: str = "caser-t"  # the row that teaches it
     teacher_flags: tuple = ()  # what its teacher has besides
     most_epochs: int | None = None  # where it may have more than its data set's
+    chosen: str = ""  # its key in CHOSEN, where it has flags of its own there
     paper: tuple = ()  # METRICS on the paper's Gowalla, None where it gives none
 
     @property
@@ -104,6 +105,24 @@ CONVERGED = {
     for name in ("caser-t", "caser-s", "caser-rd", "rd-paper")
 }
 ROWS |= CONVERGED
+# Later losses beside RD, each with the factor that validation chose, and the student alone with as
+# many settings searched.
+LATER = {
+    f"{network.name}-{name}": Row(
+        f"{network.name}-{name}", f"{network.__name__}-{title}", network, "student",
+        bool(name != "s-tuned"), flags, f"{network.name}-t", chosen=f"{network.name}-{name}",
+    )
+    for network in (Caser, Fossil)
+    for name, title, flags in (
+        ("s-tuned", "S, tuned", ()),
+        ("rd-tuned", "RD, tuned", ()),
+        ("rd-paper-tuned", "RD, the paper's formulas, tuned", PAPERS_FORMULAS),
+        ("rrd", "RRD", ("--distillation", "rrd")),
+        ("listwise", "list-wise", ("--distillation", "listwise")),
+        ("cd", "CD", ("--distillation", "cd")),
+    )
+}  # fmt: skip
+ROWS |= LATER
 TABLES = {
     "1": (),
     "first": ("pop", "itemcf", "itemcf-count", "caser-t", "caser-s", "caser-rd"),
@@ -114,6 +133,8 @@ TABLES = {
     "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper", "fossil-rd",
                  "fossil-rd-paper"),
     "convergence": tuple(CONVERGED),
+    "later": ("caser-t", *(name for name in LATER if name.startswith("caser"))),
+    "later-fossil": ("fossil-t", *(name for name in LATER if name.startswith("fossil"))),
 }  # fmt: skip
 # table -> (row, rival): what is tested against what
 COMPARISONS = {
@@ -140,6 +161,13 @@ COMPARISONS = {
         for row in ("caser-rd", "rd-paper")
         for rival in ("caser-s", "caser-t")
     ],
+} | {
+    table: [
+        (f"{network}-{row}", f"{network}-{rival}")
+        for row in ("rd-tuned", "rd-paper-tuned", "rrd", "listwise", "cd")
+        for rival in ("s-tuned", "t", "rd-tuned") if row != rival
+    ]
+    for table, network in (("later", "caser"), ("later-fossil", "fossil"))
 }  # fmt: skip
 AUTHORS = {  # rows that the authors' released code gave
     "authors-caser-t": "the authors' code: teacher",
@@ -181,19 +209,41 @@ SETTINGS = {
         ("fossil", "student"): Setting(10, 40, (*_ML_1M, "--history_alpha", "0.5")),
     },
 }
-# How a Setting's flags were chosen: of each the values that were tried on the validation split
-# with the first seed, the other flags as chosen. row -> {flag: values}
+# Row.chosen -> the flags that it has beside its Setting's: on any data set, and on some.
+CHOSEN = {
+    "s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
+    "rd-tuned": ("--teach_alpha", "1"),
+    "rd-paper-tuned": ("--teach_alpha", "1"),
+    "rrd": ("--teach_alpha", "0.03"),
+    "listwise": ("--teach_alpha", "1"),
+    "cd": ("--teach_alpha", "0.03"),
+}
+CHOSEN = {f"{network}-{name}": flags
+          for network in ("caser", "fossil") for name, flags in CHOSEN.items()}  # fmt: skip
+CHOSEN_ON = {}  # data set -> the same
+# How flags were chosen: of each the values that were tried on the validation split with the first
+# seed, the other flags as chosen. row -> {flag: values}
 GRIDS = {
     "fossil-t": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
     "fossil-s": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
     "bpr": {"d": (50, 100, 200), "learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-6, 1e-5, 1e-4)},
 }
+_FACTORS = {"rrd": (0.01, 0.03, 0.1, 0.3, 1), "cd": (0.01, 0.03, 0.1, 0.3, 1)}
+for _name in LATER:
+    _method = _name.partition("-")[2]
+    GRIDS[_name] = (
+        {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5)}
+        if _method == "s-tuned"
+        else {"teach_alpha": _FACTORS.get(_method, (0.1, 0.3, 1, 3, 10))}
+    )
 
 
 def setting_of(data_set, row):
     """The Setting of a row that trains a network."""
     key = row.network.name, row.size
-    return SETTINGS.get(data_set, {}).get(key) or DEFAULTS[key]
+    setting = SETTINGS.get(data_set, {}).get(key) or DEFAULTS[key]
+    chosen = CHOSEN_ON.get(data_set, {}).get(row.chosen) or CHOSEN.get(row.chosen, ())
+    return replace(setting, flags=setting.flags + chosen)
 
 
 def teacher_of(row):

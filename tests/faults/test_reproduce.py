@@ -157,6 +157,16 @@ def test_a_grid_searches_each_flag_around_what_was_chosen(reproduce, monkeypatch
     assert re.search(rf"`--history_alpha` \| {alpha} \| 2 \|(?s:.*)`--d` \| {d} \| 2 \|", out)
 
 
+def test_the_later_losses_have_their_own_factor_on_a_data_set(reproduce, monkeypatch):
+    monkeypatch.setitem(rows.CHOSEN_ON, "toy", {"caser-cd": ("--teach_alpha", "0.3")})
+    out = reproduce("--grid", "caser-cd", "--dry_run")[1]
+    factors = re.findall(r"--teach_alpha (\S+) --distillation cd", out)
+    assert factors == ["0.3", "0.01", "0.03", "0.1", "1"]
+    out = reproduce("--table", "later", "--dry_run")[1]
+    assert "--teach_alpha 0.3 --distillation cd" in out
+    assert "--teach_alpha 0.03 --distillation rrd" in out
+
+
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce):
     _, out, _, (search, final) = reproduce("--row", "caser-s")
     assert re.search("(?s)### toy: Caser-S\n.*Test split, all items ranked", out)
