@@ -27,6 +27,7 @@ from reproduction.report import (
     table,
     table_1,
     table_3,
+    table_of_gaps,
     table_of_metrics,
     table_of_tests,
 )
@@ -140,8 +141,7 @@ def older_runs(numbers):
         older = results[results["commit"] == OLDER]["row"].unique()
         if len(older):
             titles = ", ".join(ROWS[row].title for row in older)
-            every = set(older) == set(results["row"])
-            told.append(data_set if every else f"{data_set} ({titles})")
+            told.append(data_set + f" ({titles})" * (set(older) != set(results["row"])))
     if not told:
         return ""
     return (
@@ -184,8 +184,9 @@ def results_text(numbers):
                 lines += [*table_3(numbers, data_set), ""]
                 continue
             lines += [*table_of_metrics(numbers, data_set, names), ""]
-            tests = table_of_tests(numbers, data_set, COMPARISONS[number])
-            lines += [*tests, ""] if tests else []
+            parts = [table_of_tests(numbers, data_set, COMPARISONS[number]),
+                     table_of_gaps(numbers, data_set, number)]  # fmt: skip
+            lines += [line for part in parts if part for line in (*part, "")]
         if grids := table_of_grids(numbers, data_set):
             lines += [f"## {data_set}: {TITLES['grids']}", "", *grids, ""]
         if set(AUTHORS) & set(numbers.of("results", data_set=data_set)["row"]):
@@ -229,7 +230,7 @@ def headline_table(numbers):
         ("fossil-rd", "Fossil-RD"),
     ):
         of_row = (numbers.of("results", data_set=d, row=name, split="test") for d in data_sets)
-        cells = [metric_cell(lines_of_one, "map") for lines_of_one in of_row]
+        cells = [metric_cell(of, "map") for of in of_row]
         bold = "**" * (name in {"caser-rd", "fossil-rd"})
         if any(cells):
             lines.append([f"{bold}{title}{bold}", *(cell and bold + cell + bold for cell in cells)])
@@ -267,8 +268,7 @@ def orders(numbers):
         if all(map(len, of_rows.values())):
             maps = {name: mean_and_deviation(of_row, "map")[0] for name, of_row in of_rows.items()}
             rows.sort(key=maps.get)
-            names = (ROWS[name].title.removesuffix("-T") for name in rows)
-            told.append(f"{' < '.join(names)} on {data_set}")
+            told.append(" < ".join(ROWS[name].title for name in rows) + f" on {data_set}")
     return "; ".join(told)
 
 

@@ -194,6 +194,25 @@ def table_of_tests(numbers, data_set, pairs):
     return table(heads, lines) if lines else []
 
 
+def table_of_gaps(numbers, data_set, number):
+    """What each student of a table of later losses gains of what the teacher, its first row, has
+    over the student alone, its second, and the time of an epoch; [] for other tables."""
+    if not number or not number.startswith("later"):
+        return []
+    teacher, alone, *others = TABLES[number]
+    gap, lines = difference(numbers, data_set, teacher, alone), []
+    for name in others:
+        own = difference(numbers, data_set, name, alone)
+        if gap and own:
+            of_row = numbers.of("results", data_set=data_set, row=name, split="test")
+            seconds = pd.to_numeric(of_row["seconds"]) / pd.to_numeric(of_row["epochs"])
+            sure = gap.low > 0 or gap.high < 0
+            share = f"{own.mean / gap.mean:.0%}" if sure else "-"
+            lines.append([ROWS[name].title, share, f"{seconds.mean():.2f}"])
+    heads = ["", "share of the gap between teacher and student alone", "seconds an epoch"]
+    return table(heads, lines) if lines else []
+
+
 def table_3(numbers, data_set):
     """Parameters, size and times, as ``timing.measure`` has found them."""
     times = numbers.of("times", data_set=data_set)
@@ -231,14 +250,13 @@ def report(numbers, published, data_set, number, names=None):
     else:
         names = names or TABLES[number]
         pairs = COMPARISONS.get(number) or rivals_of(names)
-        tests = table_of_tests(numbers, data_set, pairs)
+        parts = [table_of_tests(numbers, data_set, pairs), table_of_gaps(numbers, data_set, number)]
         body = [
             *table_of_metrics(numbers, data_set, names),
             "",
             PROTOCOL,
             *settings(numbers, data_set, names),
-            *([""] if tests else []),
-            *tests,
+            *(line for part in parts if part for line in ("", *part)),
             *beside_published(numbers, published, data_set, names),
         ]
     return [f"### {data_set}: {title}", "", *body, ""]

@@ -68,6 +68,21 @@ def test_rows_are_tested_over_the_seeds_that_both_have():
     assert len(head.split("|")) == len(line.split("|")) == len(alone.split("|"))
 
 
+def test_the_share_of_the_gap_is_told_where_there_surely_is_one():
+    sure = numbers_of(
+        results("caser-t", seed1234=0.5, seed1=0.6),
+        results("caser-s-tuned", seed1234=0.3, seed1=0.41),
+        results("caser-cd", seed1234=0.45, seed1=0.54),
+    )
+    assert "| Caser-CD | 72% |" in report.table_of_gaps(sure, "toy", "later")[-1]
+    unsure = numbers_of(
+        results("caser-t", seed1234=0.5), results("caser-s-tuned", seed1234=0.3),
+        results("caser-cd", seed1234=0.45),
+    )  # fmt: skip
+    assert "| Caser-CD | - |" in report.table_of_gaps(unsure, "toy", "later")[-1]
+    assert report.table_of_gaps(sure, "toy", "2") == []
+
+
 def test_rows_that_are_alike_have_no_p():
     numbers = numbers_of(
         results("caser-rd", seed1=0.5, seed2=0.6), results("caser-s", seed1=0.4, seed2=0.5)
