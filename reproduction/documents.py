@@ -27,9 +27,8 @@ from reproduction.report import (
     table,
     table_1,
     table_3,
-    table_of_gaps,
     table_of_metrics,
-    table_of_tests,
+    tables_beside,
 )
 from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, ROWS, TABLES
 from support.run import ROOT
@@ -184,9 +183,8 @@ def results_text(numbers):
                 lines += [*table_3(numbers, data_set), ""]
                 continue
             lines += [*table_of_metrics(numbers, data_set, names), ""]
-            parts = [table_of_tests(numbers, data_set, COMPARISONS[number]),
-                     table_of_gaps(numbers, data_set, number)]  # fmt: skip
-            lines += [line for part in parts if part for line in (*part, "")]
+            parts = tables_beside(numbers, data_set, number, COMPARISONS[number])
+            lines += [line for part in parts for line in (*part, "")]
         if grids := table_of_grids(numbers, data_set):
             lines += [f"## {data_set}: {TITLES['grids']}", "", *grids, ""]
         if set(AUTHORS) & set(numbers.of("results", data_set=data_set)["row"]):

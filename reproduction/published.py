@@ -12,7 +12,8 @@ import pandas as pd
 import scipy.stats
 
 from evaluation import KS, evaluate_ranking
-from reproduction.rows import COMPARISONS, DATA_SETS, ROWS
+from reproduction.popularity import by_popularity
+from reproduction.rows import COMPARISONS, DATA_SETS, LATER_TABLES, ROWS, TABLES
 from support.run import changed_files, version_words
 from utils import UserError, atomic_write
 
@@ -28,6 +29,7 @@ COLUMNS = {
                  "device", "threads", "versions"]),
     "curves": (["data_set", "row", "seed", "epoch"], ["map", "commit"]),
     "comparisons": (["data_set", "row", "rival"], ["seeds", "users", "better", "worse", "p"]),
+    "popularity": (["data_set", "row", "seed"], ["recall_popular", "recall_other", "coverage"]),
     "data_sets": (["data_set"], ["users", "items", "rows"]),
     "times": (["data_set", "row", "device", "at_once"],
               ["seconds", "parameters", "megabytes", "threads", "versions", "commit"]),
@@ -43,6 +45,7 @@ class Numbers:
     results: pd.DataFrame
     curves: pd.DataFrame
     comparisons: pd.DataFrame
+    popularity: pd.DataFrame
     data_sets: pd.DataFrame
     times: pd.DataFrame
 
@@ -167,6 +170,7 @@ def numbers_of(study, rows, pairs):
     """
     runs = [run for row in rows for run in study.finished_runs(row)]
     searches = filter(None, map(study.search, rows))
+    later = {name for table in LATER_TABLES for name in TABLES[table]}
     compared = (comparison(study, ROWS[row], ROWS[rival]) for row, rival in dict.fromkeys(pairs))
     return Numbers.of_lines(
         results=[result_line(run) for run in runs],
@@ -177,6 +181,7 @@ def numbers_of(study, rows, pairs):
             for record in search.records() if "map" in record
         ],
         comparisons=list(filter(None, compared)),
+        popularity=[popularity_line(run) for run in runs if run.row.name in later],
         data_sets=[{"data_set": study.dataset, **counts(study.data())}],
         times=Numbers.read(study.folder).times.to_dict("records"),
     )  # fmt: skip
@@ -211,6 +216,14 @@ def counts(data):
         "items": data.counts["items"] + len(data.test.unknown_items),
         "rows": sum(data.counts[f"{part}_rows"] for part in parts),
     }
+
+
+def popularity_line(run):
+    """The line of popularity.csv of a finished Run, from its checkpoint."""
+    data = run.study.data(row=run.row)
+    net, _ = data.network(run.trained())
+    found = by_popularity(net, data.train, data.test)
+    return {"data_set": run.study.dataset, "row": run.row.name, "seed": run.seed, **found}
 
 
 @functools.cache  # teacher and student alone are compared with every distilled row

@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.stats
 
 from reproduction.published import SUMMARIES
-from reproduction.rows import AUTHORS, COMPARISONS, METRICS, ROWS, TABLES
+from reproduction.rows import AUTHORS, COMPARISONS, LATER_TABLES, METRICS, ROWS, TABLES
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
 TITLES = {
@@ -28,6 +28,11 @@ PROTOCOL = (
     " averaged over users, nDCG as in the paper, mean ± standard deviation over seeds; epochs"
     " chosen by MAP on the validation split with the first seed."
 )
+POPULARITY = {
+    "recall_popular": "Recall@10 of popular targets",
+    "recall_other": "Recall@10 of others",
+    "coverage": "catalogue coverage@10",
+}
 PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
 PAPERS_PARAMETERS = {  # Table 3
     "caser-t": "5.58M", "caser-rd": "2.79M", "fossil-t": "1.48M", "fossil-rd": "0.64M",
@@ -197,7 +202,7 @@ def table_of_tests(numbers, data_set, pairs):
 def table_of_gaps(numbers, data_set, number):
     """What each student of a table of later losses gains of what the teacher, its first row, has
     over the student alone, its second, and the time of an epoch; [] for other tables."""
-    if not number or not number.startswith("later"):
+    if number not in LATER_TABLES:
         return []
     teacher, alone, *others = TABLES[number]
     gap, lines = difference(numbers, data_set, teacher, alone), []
@@ -211,6 +216,27 @@ def table_of_gaps(numbers, data_set, number):
             lines.append([ROWS[name].title, share, f"{seconds.mean():.2f}"])
     heads = ["", "share of the gap between teacher and student alone", "seconds an epoch"]
     return table(heads, lines) if lines else []
+
+
+def table_of_popularity(numbers, data_set, number):
+    """Whom the students of a table of later losses serve, by ``popularity.by_popularity``."""
+    lines = []
+    for name in TABLES[number] if number in LATER_TABLES else ():
+        found = numbers.of("popularity", data_set=data_set, row=name)
+        if len(found):
+            cells = (metric_cell(found, column) for column in POPULARITY)
+            lines.append([ROWS[name].title, *cells])
+    return table(["", *POPULARITY.values()], lines) if lines else []
+
+
+def tables_beside(numbers, data_set, number, pairs):
+    """What stands below a table's metrics: a list of tables."""
+    parts = (
+        table_of_tests(numbers, data_set, pairs),
+        table_of_gaps(numbers, data_set, number),
+        table_of_popularity(numbers, data_set, number),
+    )
+    return list(filter(None, parts))
 
 
 def table_3(numbers, data_set):
@@ -250,13 +276,13 @@ def report(numbers, published, data_set, number, names=None):
     else:
         names = names or TABLES[number]
         pairs = COMPARISONS.get(number) or rivals_of(names)
-        parts = [table_of_tests(numbers, data_set, pairs), table_of_gaps(numbers, data_set, number)]
+        parts = tables_beside(numbers, data_set, number, pairs)
         body = [
             *table_of_metrics(numbers, data_set, names),
             "",
             PROTOCOL,
             *settings(numbers, data_set, names),
-            *(line for part in parts if part for line in ("", *part)),
+            *(line for part in parts for line in ("", *part)),
             *beside_published(numbers, published, data_set, names),
         ]
     return [f"### {data_set}: {title}", "", *body, ""]

@@ -136,6 +136,7 @@ TABLES = {
     "later": ("caser-t", *(name for name in LATER if name.startswith("caser"))),
     "later-fossil": ("fossil-t", *(name for name in LATER if name.startswith("fossil"))),
 }  # fmt: skip
+LATER_TABLES = ("later", "later-fossil")
 # table -> (row, rival): what is tested against what
 COMPARISONS = {
     "first": [("caser-rd", rival) for rival in ("caser-s", "caser-t")],

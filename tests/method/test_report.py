@@ -83,6 +83,15 @@ def test_the_share_of_the_gap_is_told_where_there_surely_is_one():
     assert report.table_of_gaps(sure, "toy", "2") == []
 
 
+def test_whom_a_student_serves_stands_beside_later_losses():
+    lines = [{"data_set": "toy", "row": "caser-cd", "seed": seed, "recall_popular": 0.3,
+              "recall_other": recall, "coverage": 0.5}
+             for seed, recall in ((1234, 0.1), (1, 0.2))]  # fmt: skip
+    numbers = numbers_of(results("caser-cd", seed1234=0.5, seed1=0.5), popularity=lines)
+    (table,) = report.tables_beside(numbers, "toy", "later", [])
+    assert table[-1] == "| Caser-CD | .3000 ± .0000 | .1500 ± .0707 | .5000 ± .0000 |"
+
+
 def test_rows_that_are_alike_have_no_p():
     numbers = numbers_of(
         results("caser-rd", seed1=0.5, seed2=0.6), results("caser-s", seed1=0.4, seed2=0.5)
