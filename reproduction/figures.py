@@ -6,7 +6,7 @@ import json
 
 from reproduction.grids import varied
 from reproduction.report import by_seed, mean_and_deviation
-from reproduction.rows import ROWS
+from reproduction.rows import ROWS, TABLES
 from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
@@ -118,6 +118,7 @@ FIGURES = {
     ),
     "K": ("K", (1, 5, 10, 20, 50), ("caser-rd",), "length K of the teacher's list"),
     "instances": ("train_fraction", (0.2, 0.4, 0.6, 0.8, 1.0), TRIO, "share of training instances"),
+    "later": (None, (), TABLES["later"], "epoch"),
 }
 
 
@@ -153,9 +154,13 @@ def figure_points(numbers, data_set, name):
     maps = figure_maps(numbers, data_set, name)
     for row in (ROWS[n] for n in names):
         if not flag:  # the searches on the validation split have the whole curve
-            curve = numbers.of("curves", data_set=data_set, row=row.name)
-            for epoch, value in zip(curve["epoch"], curve["map"], strict=True):
-                yield row.title, int(epoch), {"MAP": float(value)}
+            curves = numbers.of("curves", data_set=data_set)
+            curve = curves[curves["row"] == row.name]
+            points = dict(zip(curve["epoch"].astype(int), curve["map"].astype(float), strict=True))
+            if name == "later" and row.size == "teacher" and points:  # its level, as a line
+                epochs = curves[curves["row"].isin(names)]["epoch"].astype(int)
+                points = dict.fromkeys((epochs.min(), epochs.max()), max(points.values()))
+            yield from ((row.title, int(x), {"MAP": y}) for x, y in points.items())
         for value in values:
             seeds = maps.get(point_row(data_set, row, flag, value).name, ())
             if len(seeds):
@@ -166,7 +171,7 @@ def figure_points(numbers, data_set, name):
 def figure_title(numbers, data_set, name):
     """What stands above a figure: data, split, and how many seeds."""
     source = "validation split, 1 seed"
-    if name != "epochs":
+    if FIGURES[name][0]:
         seeds = max(map(len, figure_maps(numbers, data_set, name).values()))
         source = f"test split, {f'mean of {seeds} seeds' if seeds > 1 else '1 seed'}"
     return f"MAP against {FIGURES[name][3]}\n{data_set}, {source}"

@@ -488,7 +488,11 @@ def test_figures_are_drawn_with_their_data(reproduce, monkeypatch):
     assert head == "line,epoch,MAP"
     assert {line.split(",")[0] for line in lines} == {"Caser-T", "Caser-S", "Caser-RD"}
     assert (STUDY / "figures/epochs.png").read_bytes().startswith(b"\x89PNG")
+    (STUDY / "figures/epochs.csv").rename("epochs.csv")
     line = refusal(*reproduce("--figure", "all", "--report"))
+    assert (STUDY / "figures/epochs.csv").read_text() == Path("epochs.csv").read_text()
+    head, first, last = (STUDY / "figures/later.csv").read_text().splitlines()
+    assert (first[:10], first.split(",")[2]) == ("Caser-T,2,", last.split(",")[2])
     assert "--figure K: none of its runs is finished" in line
     assert (STUDY / "figures/d.png").exists()
     draw, titles = figures.draw, []
