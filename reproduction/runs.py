@@ -93,18 +93,17 @@ class Study:
         return 0 if seed == self.seed(0) else seed
 
 
+@functools.cache
 def parsed(row, flags):
-    """The values that flags of a row's script give; not to be changed."""
-    return _parsed(row.network, row.method, row.distilled, tuple(flags))
+    """The values that flags (a tuple) of a row's script give; not to be changed."""
+    return _parser(row.network, row.method, row.distilled).parse_args(list(flags))
 
 
-@functools.cache  # building a parser takes longer than all else that is asked of a row
-def _parsed(network, method, distilled, flags):
+@functools.cache
+def _parser(network, method, distilled):
     if method:
-        parser = baseline_parser(method, BPR)
-    else:
-        parser = (distillation_parser if distilled else training_parser)("", network, 1)
-    return parser.parse_args(list(flags))
+        return baseline_parser(method, BPR)
+    return (distillation_parser if distilled else training_parser)("", network, 1)
 
 
 @functools.cache
@@ -227,7 +226,7 @@ class Run:
     @property
     def checkpoint(self):
         row = self.row
-        args, suffix = parsed(row, self.model_flags()), ""
+        args, suffix = parsed(row, tuple(self.model_flags())), ""
         if row.distilled:
             suffix = student_suffix(args.distillation, row.network, teacher_of(row).network)
         return self.folder / checkpoint_name(self._data_name, row.network, args.d, suffix)
@@ -237,7 +236,7 @@ class Run:
         described = {
             "script": self.row.script,
             "network": self.network_name,
-            "flags": weight_flags(parsed(self.row, self.flags())),
+            "flags": weight_flags(parsed(self.row, tuple(self.flags()))),
             "data": data_fingerprints(self.study.data(self.split)),
         }
         if {part: identity.get(part) for part in described} != described:

@@ -120,9 +120,6 @@ def test_table_2_from_nothing_then_nothing_is_run_again(reproduce):
     assert (status, ran) == (0, [])
     for words in ("Table 1", "Table 3", "Table 4", "readings", "Not run", "not measured"):
         assert words in out
-    reproduce("--table", "3", *last_only)
-    out = reproduce("--table", "3", "--report", *last_only)[1]
-    assert re.search(r"\| Caser-RD \| [\d,]+ \| \d+\.\d% \| 0\.0 \| 0\.\d\d \| 0\.\d\d \|", out)
 
 
 def test_every_row_of_table_2_is_run_by_its_script_and_taught_by_its_teacher(reproduce):
@@ -141,8 +138,11 @@ def test_every_row_of_table_2_is_run_by_its_script_and_taught_by_its_teacher(rep
     assert "caser" in str(identity["lists"]["teacher_run"])
     assert "| Fossil-RD, taught by Caser-T against Fossil-S | 1 |" in out
     assert reproduce("--table", "2")[3] == []
-    out = reproduce("--table", "3")[1]
-    assert re.search(r"\| Fossil-RD \| [\d,]+ \| \d\d\.\d% ", out)
+    assert reproduce("--table", "3")[3] == []
+    out = reproduce("--table", "3", "--report")[1]
+    for title in ("Caser-RD", "Fossil-RD"):
+        line = rf"\| {title} \| [\d,]+ \| \d\d\.\d% \| 0\.0 \| 0\.\d\d \| 0\.\d\d \|"
+        assert re.search(line, out)
 
 
 def test_a_grid_searches_each_flag_around_what_was_chosen(reproduce, monkeypatch):
