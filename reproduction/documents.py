@@ -288,15 +288,13 @@ def findings(numbers):
     times = "; ".join(f"{data_set} {time_words(of)}" for data_set, of in ratios if of)
     lines = {
         "Distilling gains": of_both("rd", "s"),
-        "Trained to convergence, up to 200 epochs, it gains": "; ".join(
+        "Trained to convergence (200 epochs) it gains": "; ".join(
             words + told
             for words, row in (("", "caser-rd"), ("by the paper's formulas ", "rd-paper"))
             if (told := differences(f"{row}-converged", "caser-s-converged"))
         ),
         "Against the teacher, the distilled student has": of_both("rd", "t"),
-        "Against equal weights (w = 1/K), the paper's hybrid weight has": differences(
-            "caser-rd", "uniform"
-        ),
+        "The hybrid weight has, against w = 1/K,": differences("caser-rd", "uniform"),
         "The paper's order, POP < ItemCF < BPR < Fossil < Caser, is here": orders(numbers),
         "Time to rank, of the teacher's, on a CPU:": times,
     }
