@@ -1,4 +1,4 @@
-"""Recommenders without a sequence, for comparison: POP and ItemCF, which only count, and BPR.
+"""Recommenders without a sequence: POP and ItemCF, which only count, and BPR.
 
 python baselines.py --method itemcf --dataset ml-100k --similarity cosine
 """
@@ -14,13 +14,19 @@ from bpr import BPR
 from interactions import csr_indices
 from losses import pairwise_loss
 from recommender import NETWORKS, Recommender, train_by
-from support.baseline_flags import baseline_parser, counted_name, method_flag
 from support.checkpoint import records_path, write_records
-from support.command_line import load_data, print_evaluation, read_command, weight_flags
+from support.command_line import (
+    data_flags,
+    load_data,
+    print_evaluation,
+    read_command,
+    training_parser,
+    weight_flags,
+)  # fmt: skip
 from support.run import describe_run
-from utils import Parser, require_writable, run_command
+from utils import Parser, numeric_flag, path_flag, require_writable, run_command
 
-SCRIPT = "baselines.py"
+SCRIPT, DESCRIPTION = "baselines.py", __doc__.splitlines()[0]
 SIMILARITIES = {  # of the users that two items share, and of those that each has
     "cosine": lambda shared, one, other: shared / np.sqrt(one * other),
     "count": lambda shared, one, other: shared,
@@ -85,9 +91,45 @@ class PairwiseRecommender(Recommender):
         return pairwise_loss(positive, negative)
 
 
+def baseline_parser(method):
+    """The flags of a method, "pop", "itemcf" or "bpr"."""
+    if method == BPR.name:
+        parser = training_parser(DESCRIPTION, BPR, d=50)
+        parser.set_defaults(neg_samples=1)
+    else:
+        parser = Parser(description=DESCRIPTION)
+        data_flags(parser)
+        path_flag(parser, "--output_dir", "where the records go", "checkpoints", "DIR")
+        # Every row counts, as for BPR; nothing is drawn, and nothing is saved to go on from.
+        parser.set_defaults(L=0, T=1, seed="none", device="cpu", use_cuda=None, checkpoint=None,
+                            evaluate=False)  # fmt: skip
+    group = parser.add_argument_group("method")
+    method_flag(group)
+    if method == "itemcf":
+        group.add_argument("--similarity", default="cosine", choices=SIMILARITIES,
+                           help="of two items, by the users that they share")  # fmt: skip
+        numeric_flag(group, "--neighbours", None, int, "[1, 1e9]",
+                     "the most similar items alone, of each item (default: all)")  # fmt: skip
+    return parser
+
+
+def method_flag(group):
+    group.add_argument("--method", default="bpr", choices=["pop", "itemcf", "bpr"],
+                       help="each has flags of its own: --method NAME --help")  # fmt: skip
+
+
+def counted_name(args):
+    """What the records of POP or ItemCF are named after, behind the data."""
+    parts = [args.method]
+    if args.method == "itemcf":
+        parts.append(args.similarity)
+        parts += [f"neighbours={args.neighbours}"] * bool(args.neighbours)
+    return "-".join(parts)
+
+
 def count(method, argv):
     """Evaluate POP or ItemCF, and write its records."""
-    args, _ = read_command(baseline_parser(method, BPR), SCRIPT, NETWORKS, argv)
+    args, _ = read_command(baseline_parser(method), SCRIPT, NETWORKS, argv)
     data = load_data(args)
     path = Path(args.output_dir, f"{data.name}-{counted_name(args)}")
     require_writable(records_path(path))
@@ -113,7 +155,7 @@ def main(argv=None):
     method = first.parse_known_args(argv)[0].method
     if method != "bpr":
         return count(method, argv)
-    return train_by(baseline_parser(method, BPR), BPR, SCRIPT, argv, PairwiseRecommender)
+    return train_by(baseline_parser(method), BPR, SCRIPT, argv, PairwiseRecommender)
 
 
 if __name__ == "__main__":

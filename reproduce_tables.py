@@ -20,7 +20,7 @@ from reproduction.figures import FIGURES, draw, draw_figure, figure_rows, points
 from reproduction.grids import grid_rows, table_of_grids
 from reproduction.published import numbers_of, publish
 from reproduction.report import TITLES, report, rivals_of
-from reproduction.rows import COMPARISONS, GRIDS, ROWS, TABLES
+from reproduction.rows import COMPARISONS, GRIDS, LATER_TABLES, ROWS, TABLES
 from reproduction.runs import Study
 from reproduction.timing import measure
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
@@ -89,13 +89,14 @@ def print_tables(study, tables, rows, grids):
     pairs = [pair for number in tables for pair in COMPARISONS.get(number, ())] + rivals_of(rows)
     names = [name for number in tables for name in TABLES[number]] + rows
     names = dict.fromkeys(names + [name for pair in pairs for name in pair])
-    numbers = numbers_of(study, [ROWS[name] for name in names], pairs)
+    searched = [row for name in grids for row in grid_rows(study.dataset, name)]
+    served = [name for number in tables if number in LATER_TABLES for name in TABLES[number]]
+    numbers = numbers_of(study, [*(ROWS[name] for name in names), *searched], pairs, served)
     for number in tables:
         print("\n".join(report(numbers, study.published, study.dataset, number)))
     for name in rows:
         print("\n".join(report(numbers, study.published, study.dataset, None, [name])))
-    searched = [row for name in grids for row in grid_rows(study.dataset, name)]
-    if lines := table_of_grids(numbers_of(study, searched, []), study.dataset):
+    if lines := table_of_grids(numbers, study.dataset, grids):
         print("\n".join([f"### {study.dataset}: {TITLES['grids']}", "", *lines]))
 
 
@@ -103,7 +104,7 @@ def draw_figures(study, figures):
     """Draw the figures from the runs that are finished; UserError names those without one."""
     undrawn = []
     for name in figures:
-        numbers = numbers_of(study, figure_rows(study.dataset, name), [])
+        numbers = numbers_of(study, figure_rows(study.dataset, name))
         try:
             draw_figure(numbers, study.dataset, name, study.folder / "figures" / name)
         except UserError as error:  # what the others show is not to be lost with it
@@ -127,11 +128,11 @@ def main(argv=None):
     study = Study(args, look=args.report or args.dry_run or args.publish)
     if not study.has_data and not args.dry_run:
         raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
-    all_rows = [*ROWS.values()]
-    all_rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
-    all_rows += [row for name in GRIDS for row in grid_rows(args.dataset, name)]
     if args.publish:
-        publish(study, {row.name: row for row in all_rows}.values())
+        rows = [*ROWS.values()]
+        rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
+        rows += [row for name in GRIDS for row in grid_rows(args.dataset, name)]
+        publish(study, {row.name: row for row in rows}.values())
         return 0
     asked = args.table or args.row or args.figure or args.grid
     everything = args.report and not asked

@@ -210,11 +210,11 @@ def headline_points(numbers):
 def draw_headline(numbers, path):
     """Draw the main result: a dot a model with the deviation over its seeds, a panel a data set;
     in letters that can be read on a phone."""
-    from matplotlib.lines import Line2D  # slow to import, and not everybody's
-
     points = {(title, data_set): y for title, data_set, y in headline_points(numbers)}
     data_sets = list(dict.fromkeys(data_set for _, data_set in points))
     figure = new_figure(figsize=(2.6 * len(data_sets), 3.8))
+    from matplotlib.lines import Line2D  # slow to import, and not everybody's
+
     panels = figure.subplots(1, len(data_sets), sharey=True, squeeze=False)[0]
     shown = {}
     for axes, data_set in zip(panels, data_sets, strict=True):

@@ -31,11 +31,12 @@ def grid_rows(data_set, name):
     return list(dict.fromkeys([row, *rows]))
 
 
-def table_of_grids(numbers, data_set):
-    """A line per flag that was chosen; [] where nothing was searched of the data set."""
+def table_of_grids(numbers, data_set, names=GRIDS):
+    """A line per flag that was chosen of some rows; [] where nothing was searched of the data
+    set."""
     lines = []
-    for name, grid in GRIDS.items():
-        for flag, values in grid.items():
+    for name in names:
+        for flag, values in GRIDS[name].items():
             cells = []
             for value in values:
                 row = varied(data_set, ROWS[name], flag, value)

@@ -163,14 +163,14 @@ def sorted_lines(frame):
 # ---------------------------------------------------------------------------- of a study
 
 
-def numbers_of(study, rows, pairs):
+def numbers_of(study, rows, pairs=(), served=()):
     """The Numbers of the finished runs of some rows of a study.
 
-    pairs: (row's name, rival's name), to be compared, which evaluates their models again.
+    pairs: (row's name, rival's name), to be compared. served: names of rows of which it is told
+    whom they serve. Both evaluate models again.
     """
     runs = [run for row in rows for run in study.finished_runs(row)]
     searches = filter(None, map(study.search, rows))
-    later = {name for table in LATER_TABLES for name in TABLES[table]}
     compared = (comparison(study, ROWS[row], ROWS[rival]) for row, rival in dict.fromkeys(pairs))
     return Numbers.of_lines(
         results=[result_line(run) for run in runs],
@@ -181,7 +181,7 @@ def numbers_of(study, rows, pairs):
             for record in search.records() if "map" in record
         ],
         comparisons=list(filter(None, compared)),
-        popularity=[popularity_line(run) for run in runs if run.row.name in later],
+        popularity=[popularity_line(run) for run in runs if run.row.name in served],
         data_sets=[{"data_set": study.dataset, **counts(study.data())}],
         times=Numbers.read(study.folder).times.to_dict("records"),
     )  # fmt: skip
@@ -220,18 +220,20 @@ def counts(data):
 
 def popularity_line(run):
     """The line of popularity.csv of a finished Run, from its checkpoint."""
-    data = run.study.data(row=run.row)
-    net, _ = data.network(run.trained())
-    found = by_popularity(net, data.train, data.test)
+    found = by_popularity(*ranked(run))
     return {"data_set": run.study.dataset, "row": run.row.name, "seed": run.seed, **found}
+
+
+def ranked(run):
+    """(network, train, test) that the ranking of a finished Run is of, from its checkpoint."""
+    data = run.study.data(row=run.row)
+    return data.network(run.trained())[0], data.train, data.test
 
 
 @functools.cache  # teacher and student alone are compared with every distilled row
 def average_precision(run):
     """(users,) float64: each user's average precision, from the checkpoint of a finished run."""
-    data = run.study.data(row=run.row)
-    net, _ = data.network(run.trained())
-    return evaluate_ranking(net, data.train, data.test)["map"]
+    return evaluate_ranking(*ranked(run))["map"]
 
 
 def comparison(study, row, rival):
@@ -273,7 +275,8 @@ def publish(study, rows):
             " the code that made them"
         )
     pairs = [pair for pairs in COMPARISONS.values() for pair in pairs]
-    new = numbers_of(study, rows, pairs)
+    served = [name for table in LATER_TABLES for name in TABLES[table]]
+    new = numbers_of(study, rows, pairs, served)
     clean = new.results["commit"].str.fullmatch(r"[0-9a-f]{40}(, then [0-9a-f]{40})*")
     for _, line in new.results[~clean].iterrows():
         print(f"not published: {line['row']}, seed {line['seed']}: trained by changed code")

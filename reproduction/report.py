@@ -331,15 +331,16 @@ def beside_published(numbers, published, data_set, names):
             mean_and_deviation(lines, "map") for lines in (here, there)
         )
         apart = mean - expected
+        differs = f"differs by {decimal(apart, '+')}"
         if set(here["flags"]) != set(there["flags"]):
             verdict = "of other flags"
         elif set(there["seed"]) == {"none"}:
-            verdict = "OK (draws nothing)" if abs(apart) < 5e-5 else f"differs by {decimal(apart)}"
+            verdict = "OK (draws nothing)" if abs(apart) < 5e-5 else differs
         elif n < 2:
             verdict = f"{decimal(apart, '+')} (published: 1 seed)"
         else:
             half = scipy.stats.t.ppf(0.975, n - 1) * deviation * math.sqrt(1 / n + 1 / m)
-            verdict = "OK" if abs(apart) <= half else f"differs by {decimal(apart, '+')}"
+            verdict = "OK" if abs(apart) <= half else differs
             verdict += f" (expected within {decimal(half)})"
         lines.append([ROWS[name].title, f"{decimal(mean)} ({m})", f"{decimal(expected)} ({n})",
                       verdict])  # fmt: skip

@@ -110,7 +110,7 @@ ROWS |= CONVERGED
 LATER = {
     f"{network.name}-{name}": Row(
         f"{network.name}-{name}", f"{network.__name__}-{title}", network, "student",
-        bool(name != "s-tuned"), flags, f"{network.name}-t", chosen=f"{network.name}-{name}",
+        name != "s-tuned", flags, f"{network.name}-t", chosen=f"{network.name}-{name}",
     )
     for network in (Caser, Fossil)
     for name, title, flags in (
@@ -202,6 +202,7 @@ SETTINGS = {
         ("caser", "teacher"): Setting(100, 25),
         ("caser", "student"): Setting(20, 50),
         ("fossil", "student"): Setting(10, 60, ("--history_alpha", "0.5")),
+        ("bpr", "teacher"): Setting(100, 200, ("--learning_rate", "0.001", "--l2", "1e-5")),
     },
     "ml-1m": {
         ("caser", "teacher"): Setting(50, 20, _ML_1M_CASER),
@@ -212,15 +213,17 @@ SETTINGS = {
 }
 # Row.chosen -> the flags that it has beside its Setting's: on any data set, and on some.
 CHOSEN = {
-    "s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
-    "rd-tuned": ("--teach_alpha", "1"),
-    "rd-paper-tuned": ("--teach_alpha", "1"),
-    "rrd": ("--teach_alpha", "0.03"),
-    "listwise": ("--teach_alpha", "1"),
-    "cd": ("--teach_alpha", "0.03"),
+    f"{network}-{name}": flags
+    for network in ("caser", "fossil")
+    for name, flags in (
+        ("s-tuned", ("--learning_rate", "0.001", "--l2", "1e-6")),
+        ("rd-tuned", ("--teach_alpha", "1")),
+        ("rd-paper-tuned", ("--teach_alpha", "1")),
+        ("rrd", ("--teach_alpha", "0.03")),
+        ("listwise", ("--teach_alpha", "1")),
+        ("cd", ("--teach_alpha", "0.03")),
+    )
 }
-CHOSEN = {f"{network}-{name}": flags
-          for network in ("caser", "fossil") for name, flags in CHOSEN.items()}  # fmt: skip
 CHOSEN_ON = {}  # data set -> the same
 # How flags were chosen: of each the values that were tried on the validation split with the first
 # seed, the other flags as chosen. row -> {flag: values}
@@ -229,14 +232,18 @@ GRIDS = {
     "fossil-s": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
     "bpr": {"d": (50, 100, 200), "learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-6, 1e-5, 1e-4)},
 }
-_FACTORS = {"rrd": (0.01, 0.03, 0.1, 0.3, 1), "cd": (0.01, 0.03, 0.1, 0.3, 1)}
-for _name in LATER:
-    _method = _name.partition("-")[2]
-    GRIDS[_name] = (
-        {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5)}
-        if _method == "s-tuned"
-        else {"teach_alpha": _FACTORS.get(_method, (0.1, 0.3, 1, 3, 10))}
+GRIDS |= {
+    f"{network}-{name}": grid
+    for network in ("caser", "fossil")
+    for name, grid in (
+        ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5)}),
+        ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
+        ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
+        ("rrd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1)}),
+        ("listwise", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
+        ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1)}),
     )
+}
 
 
 def setting_of(data_set, row):

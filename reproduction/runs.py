@@ -11,12 +11,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bpr import BPR
+from baselines import baseline_parser, counted_name
 from distillation import check_K, distillation_parser, student_suffix
 from recommender import NETWORKS
 from reproduction.published import Numbers
 from reproduction.rows import METRICS, ROWS, Row, flag_pairs, setting_of, teacher_of
-from support.baseline_flags import baseline_parser, counted_name
 from support.checkpoint import fingerprint_weights, read_checkpoint, records_path
 from support.command_line import checkpoint_name, training_parser, weight_flags
 from support.data_set import DataSet, find_files
@@ -53,12 +52,14 @@ class Study:
     def runs(self, row):
         """The Runs that the row is made of, but for what ``unpublished`` leaves out: its search,
         and a test run a seed."""
-        if row.network:
-            runs = [Run(self, row, "test", self.seed(n)) for n in range(self.seeds)]
-            runs.insert(0, self.search(row))
-        else:
-            runs = [CountedRun(self, row, "test", "none")]
-        return self.unpublished(runs)
+        search = filter(None, [self.search(row)])
+        return self.unpublished([*search, *self.test_runs(row, map(self.seed, range(self.seeds)))])
+
+    def test_runs(self, row, seeds):
+        """A test run of each seed; one alone of a row that only counts."""
+        if not row.network:
+            return [CountedRun(self, row, "test", "none")]
+        return [Run(self, row, "test", seed) for seed in seeds]
 
     def unpublished(self, runs):
         """``runs``, with ``missing`` those alone that are not published."""
@@ -80,14 +81,10 @@ class Study:
 
     def finished_runs(self, row):
         """The finished test runs of a row, of all seeds that there are."""
-        if not row.network:
-            run = CountedRun(self, row, "test", "none")
-            return [run] if run.finished() else []
         folders = self.folder.glob(f"{glob.escape(row.name)}-test-seed=*")
         seeds = (folder.name.rpartition("=")[2] for folder in folders)
         numbers = sorted({int(seed) for seed in seeds if seed.isdecimal()}, key=self._place)
-        runs = [Run(self, row, "test", seed) for seed in numbers]
-        return [run for run in runs if run.finished()]
+        return [run for run in self.test_runs(row, numbers) if run.finished()]
 
     def _place(self, seed):
         return 0 if seed == self.seed(0) else seed
@@ -102,7 +99,7 @@ def parsed(row, flags):
 @functools.cache
 def _parser(network, method, distilled):
     if method:
-        return baseline_parser(method, BPR)
+        return baseline_parser(method)
     return (distillation_parser if distilled else training_parser)("", network, 1)
 
 

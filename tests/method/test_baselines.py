@@ -13,11 +13,16 @@ from torch.testing import assert_close
 
 import baselines
 import recommend
-from baselines import SIMILARITIES, PairwiseRecommender, item_similarity, popularity
+from baselines import (
+    SIMILARITIES,
+    PairwiseRecommender,
+    baseline_parser,
+    item_similarity,
+    popularity,
+)
 from bpr import BPR
 from evaluation import evaluate_ranking
 from interactions import Interactions
-from support.baseline_flags import baseline_parser
 from support.command_line import weight_flags
 from support.run import same_run
 from utils import UserError
@@ -211,7 +216,7 @@ def test_records_are_as_a_training_runs(command, toy, tmp_path):
         assert (lines[0]["script"], lines[0]["network"]) == ("baselines.py", name.split("-")[0])
         assert lines[0]["data"] == identity["data"]
         words = [*toy.flags, *map(str, flags)]
-        assert lines[0]["flags"] == weight_flags(baseline_parser(flags[1], BPR).parse_args(words))
+        assert lines[0]["flags"] == weight_flags(baseline_parser(flags[1]).parse_args(words))
         assert lines[1].keys() | {"loss"} == record.keys()
         run(command, toy, tmp_path / "again", *flags)
         again = records(tmp_path / "again" / f"toy-{name}.jsonl")
