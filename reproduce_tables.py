@@ -20,7 +20,7 @@ from reproduction.figures import FIGURES, draw, draw_figure, figure_rows, points
 from reproduction.grids import grid_rows, table_of_grids
 from reproduction.published import numbers_of, publish
 from reproduction.report import TITLES, report, rivals_of
-from reproduction.rows import COMPARISONS, GRIDS, LATER_TABLES, ROWS, TABLES
+from reproduction.rows import COMPARISONS, GRIDS, LATER, ROWS, TABLES
 from reproduction.runs import Study
 from reproduction.timing import measure
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
@@ -90,7 +90,7 @@ def print_tables(study, tables, rows, grids):
     names = [name for number in tables for name in TABLES[number]] + rows
     names = dict.fromkeys(names + [name for pair in pairs for name in pair])
     searched = [row for name in grids for row in grid_rows(study.dataset, name)]
-    served = [name for number in tables if number in LATER_TABLES for name in TABLES[number]]
+    served = [name for number in tables if number in LATER for name in TABLES[number]]
     numbers = numbers_of(study, [*(ROWS[name] for name in names), *searched], pairs, served)
     for number in tables:
         print("\n".join(report(numbers, study.published, study.dataset, number)))

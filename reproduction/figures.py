@@ -6,7 +6,7 @@ import json
 
 from reproduction.grids import varied
 from reproduction.report import by_seed, mean_and_deviation
-from reproduction.rows import ROWS, TABLES
+from reproduction.rows import LATER, ROWS, TABLES
 from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
@@ -118,8 +118,7 @@ FIGURES = {
     ),
     "K": ("K", (1, 5, 10, 20, 50), ("caser-rd",), "length K of the teacher's list"),
     "instances": ("train_fraction", (0.2, 0.4, 0.6, 0.8, 1.0), TRIO, "share of training instances"),
-    "later": (None, (), TABLES["later"], "epoch"),
-}
+} | {table: (None, (), TABLES[table], "epoch") for table in LATER}
 
 
 def figure_rows(data_set, name):
@@ -157,7 +156,7 @@ def figure_points(numbers, data_set, name):
             curves = numbers.of("curves", data_set=data_set)
             curve = curves[curves["row"] == row.name]
             points = dict(zip(curve["epoch"].astype(int), curve["map"].astype(float), strict=True))
-            if name == "later" and row.size == "teacher" and points:  # its level, as a line
+            if name in LATER and row.size == "teacher" and points:  # its level, as a line
                 epochs = curves[curves["row"].isin(names)]["epoch"].astype(int)
                 points = dict.fromkeys((epochs.min(), epochs.max()), max(points.values()))
             yield from ((row.title, int(x), {"MAP": y}) for x, y in points.items())

@@ -13,7 +13,7 @@ import scipy.stats
 
 from evaluation import KS, evaluate_ranking
 from reproduction.popularity import by_popularity
-from reproduction.rows import COMPARISONS, DATA_SETS, LATER_TABLES, ROWS, TABLES
+from reproduction.rows import COMPARISONS, DATA_SETS, LATER, ROWS, TABLES
 from support.run import changed_files, version_words
 from utils import UserError, atomic_write
 
@@ -275,7 +275,7 @@ def publish(study, rows):
             " the code that made them"
         )
     pairs = [pair for pairs in COMPARISONS.values() for pair in pairs]
-    served = [name for table in LATER_TABLES for name in TABLES[table]]
+    served = [name for table in LATER for name in TABLES[table]]
     new = numbers_of(study, rows, pairs, served)
     clean = new.results["commit"].str.fullmatch(r"[0-9a-f]{40}(, then [0-9a-f]{40})*")
     for _, line in new.results[~clean].iterrows():

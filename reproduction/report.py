@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.stats
 
 from reproduction.published import SUMMARIES
-from reproduction.rows import AUTHORS, COMPARISONS, LATER_TABLES, METRICS, ROWS, TABLES
+from reproduction.rows import AUTHORS, COMPARISONS, LATER, METRICS, ROWS, TABLES
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
 TITLES = {
@@ -20,6 +20,7 @@ TITLES = {
     "readings": "readings of the method, the authors' code and the paper",
     "grids": "settings, chosen on the validation split with the first seed",
     "later": "later losses, each with its factor chosen",
+    "later-small": "later losses, a smaller student, each with its factor chosen",
     "later-fossil": "later losses with Fossil, each with its factor chosen",
     "convergence": "to convergence, up to 200 epochs",
 }
@@ -202,7 +203,7 @@ def table_of_tests(numbers, data_set, pairs):
 def table_of_gaps(numbers, data_set, number):
     """What each student of a table of later losses gains of what the teacher, its first row, has
     over the student alone, its second, and the time of an epoch; [] for other tables."""
-    if number not in LATER_TABLES:
+    if number not in LATER:
         return []
     teacher, alone, *others = TABLES[number]
     gap, lines = difference(numbers, data_set, teacher, alone), []
@@ -221,7 +222,7 @@ def table_of_gaps(numbers, data_set, number):
 def table_of_popularity(numbers, data_set, number):
     """Whom the students of a table of later losses serve, by ``popularity.by_popularity``."""
     lines = []
-    for name in TABLES[number] if number in LATER_TABLES else ():
+    for name in TABLES[number] if number in LATER else ():
         found = numbers.of("popularity", data_set=data_set, row=name)
         if len(found):
             cells = (metric_cell(found, column) for column in POPULARITY)

@@ -18,7 +18,7 @@ class Row:
     name: str
     title: str
     network: type | None = None  # None: it only counts
-    size: str = "teacher"  # or "student": which Setting it has
+    size: str = "teacher"  # "student" or "small": which Setting it has
     distilled: bool = False
     flags: tuple = ()
     teacher: str = "caser-t"  # the row that teaches it
@@ -107,22 +107,28 @@ CONVERGED = {
 ROWS |= CONVERGED
 # Later losses beside RD, each with the factor that validation chose, and the student alone with as
 # many settings searched.
+LATER_STUDENTS = {  # table -> what its rows' names begin with, the network, its size
+    "later": ("caser", Caser, "student"),
+    "later-small": ("caser-small", Caser, "small"),
+    "later-fossil": ("fossil", Fossil, "student"),
+}
+LATER_METHODS = {
+    "s-tuned": ("S, tuned", ()),
+    "rd-tuned": ("RD, tuned", ()),
+    "rd-paper-tuned": ("RD, the paper's formulas, tuned", PAPERS_FORMULAS),
+    "rrd": ("RRD", ("--distillation", "rrd")),
+    "listwise": ("list-wise", ("--distillation", "listwise")),
+    "cd": ("CD", ("--distillation", "cd")),
+}
 LATER = {
-    f"{network.name}-{name}": Row(
-        f"{network.name}-{name}", f"{network.__name__}-{title}", network, "student",
-        name != "s-tuned", flags, f"{network.name}-t", chosen=f"{network.name}-{name}",
-    )
-    for network in (Caser, Fossil)
-    for name, title, flags in (
-        ("s-tuned", "S, tuned", ()),
-        ("rd-tuned", "RD, tuned", ()),
-        ("rd-paper-tuned", "RD, the paper's formulas, tuned", PAPERS_FORMULAS),
-        ("rrd", "RRD", ("--distillation", "rrd")),
-        ("listwise", "list-wise", ("--distillation", "listwise")),
-        ("cd", "CD", ("--distillation", "cd")),
-    )
+    table: [
+        Row(f"{prefix}-{name}", f"{prefix.capitalize()}-{title}", network, size, name != "s-tuned",
+            flags, f"{network.name}-t", chosen=f"{prefix}-{name}")
+        for name, (title, flags) in LATER_METHODS.items()
+    ]
+    for table, (prefix, network, size) in LATER_STUDENTS.items()
 }  # fmt: skip
-ROWS |= LATER
+ROWS |= {row.name: row for rows in LATER.values() for row in rows}
 TABLES = {
     "1": (),
     "first": ("pop", "itemcf", "itemcf-count", "caser-t", "caser-s", "caser-rd"),
@@ -133,10 +139,8 @@ TABLES = {
     "readings": ("caser-rd", "rd-normalized", "rd-observed", "rd-paper", "fossil-rd",
                  "fossil-rd-paper"),
     "convergence": tuple(CONVERGED),
-    "later": ("caser-t", *(name for name in LATER if name.startswith("caser"))),
-    "later-fossil": ("fossil-t", *(name for name in LATER if name.startswith("fossil"))),
 }  # fmt: skip
-LATER_TABLES = ("later", "later-fossil")
+TABLES |= {table: (rows[0].teacher, *(row.name for row in rows)) for table, rows in LATER.items()}
 # table -> (row, rival): what is tested against what
 COMPARISONS = {
     "first": [("caser-rd", rival) for rival in ("caser-s", "caser-t")],
@@ -162,14 +166,16 @@ COMPARISONS = {
         for row in ("caser-rd", "rd-paper")
         for rival in ("caser-s", "caser-t")
     ],
-} | {
-    table: [
-        (f"{network}-{row}", f"{network}-{rival}")
-        for row in ("rd-tuned", "rd-paper-tuned", "rrd", "listwise", "cd")
-        for rival in ("s-tuned", "t", "rd-tuned") if row != rival
-    ]
-    for table, network in (("later", "caser"), ("later-fossil", "fossil"))
 }  # fmt: skip
+COMPARISONS |= {
+    table: [
+        (row.name, rival)
+        for row in rows
+        for rival in (f"{prefix}-s-tuned", row.teacher, f"{prefix}-rd-tuned")
+        if row.distilled and row.name != rival
+    ]
+    for (table, rows), (prefix, *_) in zip(LATER.items(), LATER_STUDENTS.values(), strict=True)
+}
 AUTHORS = {  # rows that the authors' released code gave
     "authors-caser-t": "the authors' code: teacher",
     "authors-caser-s": "the authors' code: student alone",
@@ -191,6 +197,7 @@ class Setting:
 DEFAULTS = {
     ("caser", "teacher"): Setting(100, 50),
     ("caser", "student"): Setting(50, 50),
+    ("caser", "small"): Setting(20, 50),
     ("fossil", "teacher"): Setting(50, 60, ("--history_alpha", "0.5")),
     ("fossil", "student"): Setting(20, 60, ("--history_alpha", "0.5")),
     ("bpr", "teacher"): Setting(100, 100, ("--learning_rate", "0.001", "--l2", "1e-5")),
@@ -213,8 +220,8 @@ SETTINGS = {
 }
 # Row.chosen -> the flags that it has beside its Setting's: on any data set, and on some.
 CHOSEN = {
-    f"{network}-{name}": flags
-    for network in ("caser", "fossil")
+    f"{prefix}-{name}": flags
+    for prefix, *_ in LATER_STUDENTS.values()
     for name, flags in (
         ("s-tuned", ("--learning_rate", "0.001", "--l2", "1e-6")),
         ("rd-tuned", ("--teach_alpha", "1")),
@@ -233,8 +240,8 @@ GRIDS = {
     "bpr": {"d": (50, 100, 200), "learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-6, 1e-5, 1e-4)},
 }
 GRIDS |= {
-    f"{network}-{name}": grid
-    for network in ("caser", "fossil")
+    f"{prefix}-{name}": grid
+    for prefix, *_ in LATER_STUDENTS.values()
     for name, grid in (
         ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5)}),
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
