@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from evaluation import metrics_line
+from reproduction.cells import decimal, mean_and_deviation, metric_cell, p_value, table
 from reproduction.figures import (
     FIGURES,
     draw_figure,
@@ -19,12 +20,7 @@ from reproduction.published import EVERY_METRIC, Numbers
 from reproduction.report import (
     PROTOCOL,
     TITLES,
-    decimal,
     difference,
-    mean_and_deviation,
-    metric_cell,
-    p_value,
-    table,
     table_1,
     table_3,
     table_of_metrics,

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 
+from reproduction.cells import by_seed, mean_and_deviation
 from reproduction.grids import varied
-from reproduction.report import by_seed, mean_and_deviation
 from reproduction.rows import LATER, ROWS, TABLES
 from utils import UserError, atomic_write, require_writable
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from reproduction.report import decimal, table
+from reproduction.cells import decimal, table
 from reproduction.rows import GRIDS, ROWS, setting_of, with_flags
 from reproduction.runs import parsed
 

@@ -14,6 +14,7 @@ import scipy.stats
 from evaluation import KS, evaluate_ranking
 from reproduction.popularity import by_popularity
 from reproduction.rows import COMPARISONS, DATA_SETS, LATER, ROWS, TABLES
+from support.list_cache import making_seconds
 from support.run import changed_files, version_words
 from utils import UserError, atomic_write
 
@@ -25,8 +26,8 @@ EVERY_METRIC = [
 # table -> (what tells its lines apart, its other columns)
 COLUMNS = {
     "results": (["data_set", "split", "row", "seed"],
-                ["network", "flags", "teacher", "epochs", *EVERY_METRIC, "seconds", "commit",
-                 "device", "threads", "versions"]),
+                ["network", "flags", "teacher", "epochs", *EVERY_METRIC, "seconds",
+                 "lists_seconds", "commit", "device", "threads", "versions"]),
     "curves": (["data_set", "row", "seed", "epoch"], ["map", "commit"]),
     "comparisons": (["data_set", "row", "rival"], ["seeds", "users", "better", "worse", "p"]),
     "popularity": (["data_set", "row", "seed"], ["recall_popular", "recall_other", "coverage"]),
@@ -201,6 +202,7 @@ def result_line(run):
         "epochs": run.epochs(),
         **{metric: records[-1][metric] for metric in EVERY_METRIC},
         "seconds": round(sum(record["train_seconds"] for record in records), 1),
+        "lists_seconds": next(map(making_seconds, run.folder.glob("*-top=*.npy")), None),
         "commit": identity["commit"],
         "device": identity["device"],
         "threads": identity["threads"],

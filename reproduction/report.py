@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from reproduction.published import SUMMARIES
+from reproduction.cells import by_seed, decimal, mean_and_deviation, metric_cell, p_value, table
 from reproduction.rows import AUTHORS, COMPARISONS, LATER, METRICS, ROWS, TABLES
 
 HEADS = ["P@3", "P@5", "P@10", "nDCG@3", "nDCG@5", "nDCG@10", "MAP"]
@@ -43,55 +43,6 @@ PAPERS_TIMES = (
     " the parameters, 18.63 s and 2.99 s; Fossil-T 9.32 s and 3.72 s; Fossil-RD, with 43.2%, 4.99 s"
     " and 2.11 s."
 )
-
-
-# ---------------------------------------------------------------------------- cells
-
-
-def table(heads, rows):
-    """A Markdown table as a list of lines."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
-
-
-def decimal(value, sign=""):
-    """A number below 1 to four decimals, as the paper writes it: .0958."""
-    return f"{value:{sign}.4f}".replace("0.", ".", 1)
-
-
-def p_value(p):
-    """A p to two digits, .031; a dash where there is none."""
-    if math.isnan(p):
-        return "-"
-    if p < 1e-4:
-        return "<.0001"
-    digits = 2 if p >= 0.1 else 3 if p >= 0.01 else 4 if p >= 0.001 else 5
-    return f"{p:.{digits}f}".removeprefix("0")
-
-
-def by_seed(lines, metric="map"):
-    """A Series, by seed, of a metric of the lines of results.csv of one row."""
-    seeds = lines[~lines["seed"].isin(SUMMARIES)].set_index("seed")[metric]
-    return pd.to_numeric(seeds, errors="coerce").dropna()
-
-
-def mean_and_deviation(lines, metric):
-    """(mean, standard deviation, number of seeds) of a metric of the lines of one row, from their
-    summaries where the seeds' own are not published; NaN for what is not known."""
-    values = by_seed(lines, metric)
-    count = (~lines["seed"].isin(SUMMARIES)).sum()
-    if len(values) == count:
-        return values.mean(), values.std(), count
-    kept = (pd.to_numeric(lines.loc[lines["seed"] == name, metric]) for name in SUMMARIES)
-    return *(cells.iloc[0] if len(cells) else math.nan for cells in kept), count
-
-
-def metric_cell(lines, metric):
-    """ "mean ± standard deviation", the latter where there are two seeds or more."""
-    mean, deviation, _ = mean_and_deviation(lines, metric)
-    if math.isnan(mean):
-        return ""
-    return decimal(mean) + ("" if math.isnan(deviation) else f" ± {decimal(deviation)}")
 
 
 # ---------------------------------------------------------------------------- tables
@@ -202,20 +153,28 @@ def table_of_tests(numbers, data_set, pairs):
 
 def table_of_gaps(numbers, data_set, number):
     """What each student of a table of later losses gains of what the teacher, its first row, has
-    over the student alone, its second, and the time of an epoch; [] for other tables."""
+    over the student alone, its second, and its costs; [] for other tables."""
     if number not in LATER:
         return []
     teacher, alone, *others = TABLES[number]
     gap, lines = difference(numbers, data_set, teacher, alone), []
+
+    def mean_seconds(name, column):
+        of_row = numbers.of("results", data_set=data_set, row=name, split="test")
+        return pd.to_numeric(of_row[column]).mean()
+
     for name in others:
         own = difference(numbers, data_set, name, alone)
         if gap and own:
-            of_row = numbers.of("results", data_set=data_set, row=name, split="test")
-            seconds = pd.to_numeric(of_row["seconds"]) / pd.to_numeric(of_row["epochs"])
             sure = gap.low > 0 or gap.high < 0
             share = f"{own.mean / gap.mean:.0%}" if sure else "-"
-            lines.append([ROWS[name].title, share, f"{seconds.mean():.2f}"])
-    heads = ["", "share of the gap between teacher and student alone", "seconds an epoch"]
+            seconds = mean_seconds(name, "seconds")
+            lists = mean_seconds(name, "lists_seconds")
+            whole = [mean_seconds(teacher, "seconds"), 0 if math.isnan(lists) else lists, seconds]
+            epoch = f"{seconds / mean_seconds(name, 'epochs'):.2f}"
+            lines.append([ROWS[name].title, share, epoch, " + ".join(f"{s:.0f}" for s in whole)])
+    heads = ["", "share of the gap between teacher and student alone", "seconds an epoch",
+             "seconds in all: teacher + lists + student"]  # fmt: skip
     return table(heads, lines) if lines else []
 
 

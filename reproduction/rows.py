@@ -217,6 +217,9 @@ SETTINGS = {
         ("fossil", "teacher"): Setting(50, 40, (*_ML_1M, "--history_alpha", "0.5")),
         ("fossil", "student"): Setting(10, 40, (*_ML_1M, "--history_alpha", "0.5")),
     },
+    "gowalla-tail": {
+        ("bpr", "teacher"): Setting(100, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
+    },
 }
 # Row.chosen -> the flags that it has beside its Setting's: on any data set, and on some.
 CHOSEN = {
@@ -237,7 +240,11 @@ CHOSEN_ON = {}  # data set -> the same
 GRIDS = {
     "fossil-t": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
     "fossil-s": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
-    "bpr": {"d": (50, 100, 200), "learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-6, 1e-5, 1e-4)},
+    "bpr": {
+        "d": (50, 100, 200),
+        "learning_rate": (3e-4, 1e-3, 3e-3),
+        "l2": (1e-7, 1e-6, 1e-5, 1e-4),
+    },
 }
 GRIDS |= {
     f"{prefix}-{name}": grid

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,12 @@ def load_or_build_lists(path, named, made_from, shape, num_items, build):
     require_writable(description)
     if named and description.exists():
         _read_description(description)  # not to overwrite what is somebody else's
+    started = time.perf_counter()
     lists = build()
+    told = {"content": fingerprint(lists), "seconds": round(time.perf_counter() - started, 4)}
     # The description goes first: lists without one could pass for the authors'.
     with atomic_write(description, "w") as file:
-        json.dump(made_from | {"content": fingerprint(lists)}, file, indent=1)
+        json.dump(made_from | told, file, indent=1)
     with atomic_write(path) as file:
         np.save(file, lists)
     print(f"saved the teacher's top-{shape[1]} lists in {path}", flush=True)
@@ -49,9 +52,15 @@ def _description(path):
     return Path(f"{path}.json")
 
 
+def making_seconds(path):
+    """How long the lists at ``path`` took to make; None where that is not told."""
+    return json.loads(_description(path).read_text("utf-8")).get("seconds")
+
+
 def _read_description(description):
     try:
         made_from = json.loads(description.read_text("utf-8"))
+        made_from.pop("seconds", None)
         return made_from, made_from.pop("content")
     except (OSError, *DAMAGE):
         raise UserError(f"{description}: tells of no top-K lists; move it away") from None

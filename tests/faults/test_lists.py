@@ -81,7 +81,10 @@ def test_damaged_bytes_give_the_right_lists_or_an_error(tmp_path_factory, data):
     lists = np.arange(1, 13, dtype=np.int32).reshape(4, 3)
     load = partial(load_or_build_lists, path, True, {"K": 3, "teacher": "t"}, (4, 3), 20)
     load(lambda: lists)
-    target = data.draw(st.sampled_from([path, Path(f"{path}.json")]))
+    description = Path(f"{path}.json")
+    told = json.loads(description.read_text()) | {"seconds": 0.5}  # as many bytes each time
+    description.write_text(json.dumps(told))
+    target = data.draw(st.sampled_from([path, description]))
     bad = bytearray(target.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))

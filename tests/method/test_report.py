@@ -69,12 +69,18 @@ def test_rows_are_tested_over_the_seeds_that_both_have():
 
 
 def test_the_share_of_the_gap_is_told_where_there_surely_is_one():
+    listwise = results("caser-listwise", seed1234=0.45, seed1=0.54)
+    for line, seconds in zip(listwise, (30, 60), strict=True):
+        line |= {"seconds": seconds, "lists_seconds": 3}
     sure = numbers_of(
-        results("caser-t", seed1234=0.5, seed1=0.6),
+        [line | {"seconds": 90} for line in results("caser-t", seed1234=0.5, seed1=0.6)],
         results("caser-s-tuned", seed1234=0.3, seed1=0.41),
-        results("caser-cd", seed1234=0.45, seed1=0.54),
+        listwise,
     )
-    assert "| Caser-CD | 72% |" in report.table_of_gaps(sure, "toy", "later")[-1]
+    assert (
+        "| Caser-list-wise | 72% | 1.50 | 90 + 3 + 45 |"
+        in report.table_of_gaps(sure, "toy", "later")[-1]
+    )
     unsure = numbers_of(
         results("caser-t", seed1234=0.5), results("caser-s-tuned", seed1234=0.3),
         results("caser-cd", seed1234=0.45),
