@@ -1,4 +1,4 @@
-"""Recommenders without a sequence: POP and ItemCF, which only count, and BPR.
+"""Recommenders without a sequence, for comparison.
 
 python baselines.py --method itemcf --dataset ml-100k --similarity cosine
 """
@@ -26,7 +26,8 @@ from support.command_line import (
 from support.run import describe_run
 from utils import Parser, numeric_flag, path_flag, require_writable, run_command
 
-SCRIPT, DESCRIPTION = "baselines.py", __doc__.splitlines()[0]
+SCRIPT = "baselines.py"
+DESCRIPTION = "Recommenders without a sequence: POP and ItemCF, which only count, and BPR."
 SIMILARITIES = {  # of the users that two items share, and of those that each has
     "cosine": lambda shared, one, other: shared / np.sqrt(one * other),
     "count": lambda shared, one, other: shared,
