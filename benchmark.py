@@ -2,6 +2,7 @@
 
     python benchmark.py                       a made-up data set of Gowalla's size
     python benchmark.py --train_root F --test_root F
+    python benchmark.py --made_up 100000 50000 8000000      only what data of this size costs
 
 Prints a table and one JSON line. A phase's limit is a multiple of what was measured beside it in
 the same run; times are medians.
@@ -12,6 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 
 from caser import Caser
 from distillation import METHODS, teacher_lists
-from evaluation import evaluate_ranking
+from evaluation import best_items, evaluate_ranking, scoring_blocks
 from fossil import Fossil
 from recommender import Recommender
 from support.data_set import DataSet, read_interactions
@@ -257,29 +259,40 @@ def measure(data, device, repeat):
     ]  # fmt: skip
 
 
-def growth(folder, device, repeat):
-    """Rows for an eighth, a quarter, half and the whole of the users and items."""
-    for part in (8, 4, 2, 1):
-        sizes = [size // part for size in GOWALLA]
-        data = DataSet.load("part", *made_up(folder, *sizes), 5, 1)
-        model = Recommender(partial(Caser, d=100), device=device)
-        model.prepare(data.train)
-        timed = partial(median_seconds, device=device)
-        yield {
-            "users": sizes[0],
-            "items": sizes[1],
-            "windows": data.counts["windows"],
-            "epoch": timed(step(model), 10 * repeat) * data.counts["windows"] / BATCH,
-            "evaluation": timed(
-                lambda m=model, d=data: evaluate_ranking(m.net, d.train, d.test), repeat
-            ),
-        }
+def cost(data, device, repeat):
+    """What training, an evaluation and the teacher's lists cost with a Caser of d=100: a dict of
+    seconds."""
+    model = Recommender(partial(Caser, d=100), device=device)
+    model.prepare(data.train)
+    of_step = median_seconds(step(model), 10 * repeat, device)
+    started = time.perf_counter()
+    evaluate_ranking(model.net, data.train, data.test)
+    evaluation = time.perf_counter() - started
+    windows, inputs = data.train.sequences, data.train.sequences.inputs(device)
+    blocks = scoring_blocks(len(windows.user_ids), data.train.num_items)
+    some = [part[blocks[0]] for part in inputs]
+    out = np.arange(len(some[0])), windows.targets[blocks[0], 0]
+    of_block = median_seconds(lambda: best_items(model.net, some, out, K), repeat, device)
+    return {
+        "a step": of_step,
+        "an epoch": of_step * len(windows.user_ids) / BATCH,
+        "an evaluation": evaluation,
+        "all lists": of_block * len(blocks),
+    }
+
+
+def peak_mb():
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(argv=None):
     parser = Parser(description="Time every phase beside the bare kernels it can't do without.")
     parser.add_argument("--train_root", metavar="FILE", help="rows to learn from (else made up)")
     parser.add_argument("--test_root", metavar="FILE", help="rows to predict")
+    parser.add_argument("--made_up", nargs=3, type=in_range(int, "[1, 1e9]"), default=GOWALLA,
+                        metavar=("USERS", "ITEMS", "ROWS"),
+                        help="only what made-up data of this size costs")  # fmt: skip
     device_flag(parser)
     parser.add_argument(
         "--repeat", default=5, type=in_range(int, "[1, 100]"), help="runs of a phase"
@@ -289,7 +302,16 @@ def main(argv=None):
     given = [args.train_root, args.test_root]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        files = given if all(given) else made_up(folder, *GOWALLA)
+        with ProcessPoolExecutor(1) as elsewhere:  # not to count its memory
+            files = given if all(given) else elsewhere.submit(
+                made_up, folder, *args.made_up).result()  # fmt: skip
+        if args.made_up != GOWALLA:
+            started = time.perf_counter()
+            data = DataSet.load("made up", *files, 5, 1)
+            seconds = {"reading": time.perf_counter() - started} | cost(data, device, args.repeat)
+            told = ", ".join(f"{phase} {value:.3g} s" for phase, value in seconds.items())
+            print(f"{data.headline()}: {told}, at most {peak_mb():.0f} MB")
+            return 0
         seconds = median_seconds(lambda: DataSet.load("data", *files, 5, 1), args.repeat, device)
         data = DataSet.load("data", *files, 5, 1)
         print(f"{data.headline()}; {device}, {torch.get_num_threads()} threads, {versions()}")
@@ -298,7 +320,7 @@ def main(argv=None):
         seconds = median_seconds(lambda: read_interactions(million), 3, device)
         rows += [("read a million rows", seconds, 2.0, "2 s")]
         rows += measure(data, device, args.repeat)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_mb()
         run = step(layer_by_layer(data.train, device))
         rows += [("training step by torch's layers", median_seconds(run, 20 * args.repeat, device),
                   None, "")]  # fmt: skip
@@ -307,10 +329,6 @@ def main(argv=None):
             end = f"{limit:10.4f}{seconds / limit:7.0%}  {why}" if limit else ""
             print(f"{phase:34}{seconds:10.4f}{end}")
         print(f"{'peak memory of this process':34}{peak:7.0f} MB")
-        parts = [] if all(given) else list(growth(folder, device, args.repeat))
-        for part in parts:
-            print("{users} users, {items} items, {windows} windows: an epoch {epoch:.2f} s, "
-                  "an evaluation {evaluation:.3f} s".format(**part))  # fmt: skip
     keys = ("phase", "seconds", "limit", "limit_is")
     record = {
         "data": data.counts,
@@ -318,7 +336,6 @@ def main(argv=None):
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "phases": [dict(zip(keys, row, strict=True)) for row in rows],
-        "growth": parts,
         "peak_mb": round(peak),
     }
     print(json.dumps(record))

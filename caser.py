@@ -82,7 +82,8 @@ class Caser(nn.Module):
     def represent(self, sequences, users, history=None):
         """What an item's row of W2 is multiplied with: (B, 2d), [z, user embedding].
 
-        sequences: (B, L) int64. users: (B,) or (B, 1) int64. history: of no use to a Caser.
+        sequences: (B, L) int32 or int64. users: (B,) or (B, 1) int64. history: of no use to a
+        Caser.
         """
         E = self.item_embeddings(sequences)  # (B, L, d)
         branches = []

@@ -29,6 +29,7 @@ from recommender import NETWORKS, Recommender
 from support.command_line import training_command, training_options
 from support.list_cache import load_or_build_lists, require_same_lists
 from support.teacher import METHOD_FLAGS, distillation_parser, evaluated_teacher, read_teacher
+from support.torchrun import dealt
 from utils import UserError
 
 
@@ -306,14 +307,19 @@ def teacher_lists(net, train, K, exclude="target"):
     windows, observed = train.sequences, train.tocsr()
     inputs = windows.inputs(device_of(net))
     lists = np.empty((len(windows.user_ids), K), dtype=np.int32)
-    for block in scoring_blocks(len(lists), train.num_items):
+
+    def of_block(block):
         if exclude == "observed":
             out = csr_indices(observed[windows.user_ids[block]])
         else:
             targets = windows.targets[block]
             out = np.repeat(np.arange(len(targets)), targets.shape[1]), targets.flatten()
         # Only an owner of everything, on whose windows nothing is trained, has fewer than K.
-        lists[block], _ = best_items(net, [part[block] for part in inputs], out, K)
+        return best_items(net, [part[block] for part in inputs], out, K)[0].astype(np.int32)
+
+    blocks = scoring_blocks(len(lists), train.num_items)
+    for block, best in zip(blocks, dealt(blocks, of_block), strict=True):
+        lists[block] = best
     return lists
 
 

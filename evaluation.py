@@ -11,6 +11,7 @@ import torch
 
 from interactions import PADDING, csr_indices
 from kernels import count_below, topk
+from support.torchrun import dealt
 from utils import UserError
 
 KS = (3, 5, 10)
@@ -49,10 +50,13 @@ def evaluate_ranking(net, train, test, ks=KS):
     users = users[np.searchsorted(num_known[users], 1) :]
     inputs = train.test_sequences.inputs(device_of(net))
     parts = [(users[:0], users[:0])]  # of nobody, where no target can be ranked
-    for place in scoring_blocks(len(users), train.num_items):
+
+    def ranks(place):
         block = users[place]
         some = [part[block] for part in inputs]
-        parts.append(_target_ranks(net, some, block, seen[block], known[block]))
+        return _target_ranks(net, some, block, seen[block], known[block])
+
+    parts += dealt(scoring_blocks(len(users), train.num_items), ranks)
     user, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.lexsort((rank, user))
     users = np.flatnonzero(num_targets)

@@ -50,7 +50,8 @@ class Fossil(nn.Module):
     def represent(self, sequences, users, history):
         """What an item's row of Q is multiplied with: x (B, d).
 
-        sequences: (B, L) int64. users: (B,) or (B, 1) int64. history: the History of B windows.
+        sequences: (B, L) int32 or int64. users: (B,) or (B, 1) int64. history: the History of B
+        windows.
         """
         lengths = (history.ends - history.starts).clamp(min=1).float()
         scale = lengths ** -self.architecture["history_alpha"]  # (B,)

@@ -34,10 +34,13 @@ class History:
         return History(self.items, self.starts[rows], self.ends[rows])
 
     def last(self, width):
-        """The last items of each, of arrays: (n, width) int64, left-padded with 0."""
-        positions = self.ends[:, None] + np.arange(-width, 0)
-        inside = positions >= self.starts[:, None]
-        return np.where(inside, self.items[np.where(inside, positions, 0)], PADDING)
+        """The last items of each, of arrays: (n, width) int32, left-padded with 0."""
+        last = np.full((len(self.ends), width), PADDING, dtype=np.int32)
+        for column in range(width):  # all at once would hold several times as much
+            positions = self.ends - (width - column)
+            inside = positions >= self.starts
+            last[inside, column] = self.items[positions[inside]]
+        return last
 
     def renumbered(self, numbers):
         """The same, of tensors, with numbers[item] for every item; what becomes padding is left
@@ -57,8 +60,8 @@ class SequenceInteractions:
     """Windows of L items, and the T items that follow each.
 
     user_ids: (n,) int64.
-    sequences: (n, L) int64, left-padded with 0.
-    targets: (n, T) int64, or None for the windows that a test starts from.
+    sequences: (n, L) int32, left-padded with 0.
+    targets: (n, T) int32, or None for the windows that a test starts from.
     history: the History of the n windows, which they end.
     """
 

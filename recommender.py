@@ -18,6 +18,14 @@ from kernels import sparse_gradients
 from losses import pointwise_loss
 from support.checkpoint import load_weights
 from support.command_line import training_command, training_options, training_parser
+from support.torchrun import (
+    copy_from_first,
+    is_first,
+    launched,
+    own_share,
+    sum_gradients,
+    sum_over_processes,
+)  # fmt: skip
 from utils import DAMAGE, UserError
 
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
@@ -122,6 +130,7 @@ class Recommender:
         Raises UserError, naming epoch and batch, when a loss is not finite; that epoch is not
         saved then.
         """
+        copy_from_first(self.net.parameters())
         for epoch in range(self.epoch_num + 1, self.n_iter + 1):
             record = self._run_epoch(epoch)
             last = epoch == self.n_iter
@@ -147,12 +156,15 @@ class Recommender:
         started = time.perf_counter()
         seed_epoch(self.seed, epoch)
         batches = self.epoch_order().split(self.batch_size)
+        if not is_first():  # the order is the same for all processes, and nothing else
+            seed_epoch(self.seed, epoch, launched()[0])
         losses = torch.zeros(len(batches), 2, device=self.device)  # loss, regular loss
         self.net.train()
-        for place, rows in enumerate(tqdm(batches, f"Epoch {epoch}", leave=False, disable=None)):
-            for column, loss in enumerate(self.train_on(rows)):
-                losses[place, column] = loss.detach()
-        losses = losses.cpu().double()
+        silent = None if is_first() else True
+        for place, batch in enumerate(tqdm(batches, f"Epoch {epoch}", leave=False, disable=silent)):
+            for column, loss in enumerate(self.train_on(batch)):
+                losses[place, column] = loss
+        losses = sum_over_processes(losses).cpu().double()
         self._refuse_unless_finite(epoch, losses)
         loss, regular_loss = losses.mean(0).tolist()
         record = {"epoch": epoch, "loss": loss}
@@ -160,13 +172,19 @@ class Recommender:
             record["regular_loss"] = regular_loss
         return record | {"train_seconds": round(time.perf_counter() - started, 4)}
 
-    def train_on(self, rows):
-        """One step of the optimizer on instances ``rows``; returns what ``_batch_loss`` does."""
-        loss, regular_loss = self._batch_loss(rows)
+    def train_on(self, batch):
+        """One step of the optimizer on the instances ``batch``, (B,) int64. Returns what
+        ``_batch_loss`` does, of several processes the part that this one adds to it."""
+        rows = own_share(batch)
+        part = len(rows) / len(batch)
         self.optimizer.zero_grad()
-        loss.backward()
+        losses = ()
+        if len(rows):
+            losses = [loss * part for loss in self._batch_loss(rows)]
+            losses[0].backward()
+        sum_gradients(list(self.net.parameters()))
         self.optimizer.step()
-        return loss, regular_loss
+        return [loss.detach() for loss in losses]
 
     def _batch_loss(self, rows):
         """The loss of instances ``rows`` (B,) int64, and the ranking loss alone; scalars."""
@@ -254,12 +272,13 @@ class Recommender:
             raise UserError(f"{checkpoint['path']}: can't be resumed: {reason}") from None
 
 
-def seed_epoch(seed, epoch):
-    """Seed torch's generators, on all devices, for what an epoch draws; 0 is before the first.
+def seed_epoch(*numbers):
+    """Seed torch's generators, on all devices, for what an epoch draws: by the seed, the epoch, 0
+    before the first, and the number of the process where it is not the first.
 
-    On a CPU torch takes the low 32 bits of a seed alone, so the two numbers are hashed into them.
+    On a CPU torch takes the low 32 bits of a seed alone, so the numbers are hashed into them.
     """
-    (state,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    (state,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     torch.manual_seed(int(state))
 
 

@@ -20,6 +20,7 @@ from support.checkpoint import read_checkpoint, records_path, save_run, write_re
 from support.data_set import SPLITS, DataSet, find_files
 from support.processes import locked
 from support.run import describe_run, keep_other_run
+from support.torchrun import is_first, join, launcher, one_run
 from utils import (
     Parser,
     UserError,
@@ -245,6 +246,7 @@ def tensorboard_log(folder, first_epoch):
         yield log
 
 
+@one_run()
 def training_command(parser, script, network, networks, argv, plan):
     """Do what the command line of a training script asks for; return the exit status.
 
@@ -255,15 +257,16 @@ def training_command(parser, script, network, networks, argv, plan):
         make: (args, data, checkpoint or None, factory of networks) -> (Recommender, what its
         teacher's lists were made from or None).
     """
-    again = ["python", script, *(sys.argv[1:] if argv is None else map(str, argv))]
+    again = [*launcher(), script, *(sys.argv[1:] if argv is None else map(str, argv))]
     try:
         args, checkpoint = read_command(parser, script, networks, argv)
         if checkpoint and not args.evaluate and checkpoint["epoch_num"] >= args.n_iter:
-            if "run" in checkpoint:  # it may have been killed before it wrote them
+            if "run" in checkpoint and is_first():  # it may have been killed before it wrote them
                 write_records(args.checkpoint, checkpoint["run"], checkpoint["records"])
             print(f"nothing to do: {args.checkpoint} has epoch {checkpoint['epoch_num']}"
                   f" and --n_iter is {args.n_iter}")  # fmt: skip
             return 0
+        join(args.device)
         make_network = partial(network, **{name: getattr(args, name) for name, *_ in network.flags})
         with torch.device("meta"):  # what can't be is refused before anything is read
             make_network(1, 1)
@@ -279,7 +282,8 @@ def training_command(parser, script, network, networks, argv, plan):
         path, make = plan(args, data, path_of)
         require_writable(path)
         require_writable(records_path(path))
-        with locked(path.with_name(f".{path.name}.lock"), path):
+        lock = locked(path.with_name(f".{path.name}.lock"), path)
+        with lock if is_first() else contextlib.nullcontext():
             model, lists = make(args, data, checkpoint, make_network)
             del make  # with the teacher in it
             flags = weight_flags(args)
@@ -300,12 +304,13 @@ def _train(model, path, identity, args, data, checkpoint, again):
     if checkpoint:
         print_notes(data.check_resumable(checkpoint))
         model.restore(checkpoint)
-    if not checkpoint or os.path.realpath(path) != os.path.realpath(args.checkpoint):
+    other = not checkpoint or os.path.realpath(path) != os.path.realpath(args.checkpoint)
+    if other and is_first():
         keep_other_run(path, identity, args.n_iter)
 
     def save():
         save_run(path, model, identity, args, data)
-        again[2:] = ["--checkpoint", str(path)]
+        again[again.index(identity["script"]) + 1 :] = ["--checkpoint", str(path)]
         if args.allow_other_data:  # of a teacher
             again.append("--allow_other_data")
         if args.device != str(pick_device("auto")):
@@ -313,8 +318,10 @@ def _train(model, path, identity, args, data, checkpoint, again):
         if args.tensorboard:
             again.extend(["--tensorboard", args.tensorboard])
 
-    with tensorboard_log(args.tensorboard, model.epoch_num + 1) as log:
-        model.fit(data.train, data.test, args.eval_every, args.save_every, save, log)
+    folder = args.tensorboard if is_first() else None
+    with tensorboard_log(folder, model.epoch_num + 1) as log:
+        model.fit(data.train, data.test, args.eval_every, args.save_every,
+                  save if is_first() else None, log)  # fmt: skip
 
 
 def weight_flags(args):

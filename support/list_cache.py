@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from interactions import PADDING
+from support.torchrun import is_first
 from utils import DAMAGE, UserError, atomic_write, fingerprint, require_writable
 
 
@@ -32,6 +33,8 @@ def load_or_build_lists(path, named, made_from, shape, num_items, build):
         _read_description(description)  # not to overwrite what is somebody else's
     started = time.perf_counter()
     lists = build()
+    if not is_first():  # of several processes, the one that writes
+        return lists, made_from
     told = {"content": fingerprint(lists), "seconds": round(time.perf_counter() - started, 4)}
     # The description goes first: lists without one could pass for the authors'.
     with atomic_write(description, "w") as file:
