@@ -218,7 +218,7 @@ SETTINGS = {
         ("fossil", "student"): Setting(10, 40, (*_ML_1M, "--history_alpha", "0.5")),
     },
     "gowalla-tail": {
-        ("bpr", "teacher"): Setting(100, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
+        ("bpr", "teacher"): Setting(200, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
     },
 }
 # Row.chosen -> the flags that it has beside its Setting's: on any data set, and on some.
