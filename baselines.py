@@ -24,6 +24,7 @@ from support.command_line import (
     weight_flags,
 )  # fmt: skip
 from support.run import describe_run
+from support.torchrun import is_first, join, one_run
 from utils import Parser, numeric_flag, path_flag, require_writable, run_command
 
 SCRIPT = "baselines.py"
@@ -128,9 +129,11 @@ def counted_name(args):
     return "-".join(parts)
 
 
+@one_run
 def count(method, argv):
     """Evaluate POP or ItemCF, and write its records."""
     args, _ = read_command(baseline_parser(method), SCRIPT, NETWORKS, argv)
+    join(args.device)
     data = load_data(args)
     path = Path(args.output_dir, f"{data.name}-{counted_name(args)}")
     require_writable(records_path(path))
@@ -144,11 +147,13 @@ def count(method, argv):
     record = {"epoch": 1, "train_seconds": round(time.perf_counter() - started, 4)}
     record |= print_evaluation(net, data)
     identity = describe_run(SCRIPT, method, weight_flags(args), data, None, args.device)
-    write_records(path, identity, [record])
+    if is_first():
+        write_records(path, identity, [record])
     print(f"saved {records_path(path)}")
     return 0
 
 
+@one_run
 def main(argv=None):
     """Do what the command line ``argv`` (default: this process's) asks for; the exit status."""
     first = Parser(add_help=False)

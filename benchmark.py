@@ -28,7 +28,7 @@ from fossil import Fossil
 from recommender import Recommender
 from support.data_set import DataSet, read_interactions
 from support.teacher import METHOD_FLAGS
-from utils import Parser, device_flag, in_range, pick_device, run_command, versions
+from utils import Parser, UserError, device_flag, in_range, pick_device, run_command, versions
 
 GOWALLA = (13_149, 14_009, 433_356)  # users, items, train rows of the test split
 K, SAMPLES, NEGATIVES, BATCH = 10, 100, 3, 512
@@ -300,12 +300,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     given = [args.train_root, args.test_root]
+    users, items, rows = args.made_up
+    if rows < 12 * users or items < 16 * K or rows < 20 * BATCH:
+        raise UserError(f"--made_up: takes 12 rows a user, {16 * K} items and {20 * BATCH} rows or"
+                        " more")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         with ProcessPoolExecutor(1) as elsewhere:  # not to count its memory
             files = given if all(given) else elsewhere.submit(
                 made_up, folder, *args.made_up).result()  # fmt: skip
-        if args.made_up != GOWALLA:
+        if args.made_up != GOWALLA and not all(given):
             started = time.perf_counter()
             data = DataSet.load("made up", *files, 5, 1)
             seconds = {"reading": time.perf_counter() - started} | cost(data, device, args.repeat)

@@ -29,7 +29,7 @@ from recommender import NETWORKS, Recommender
 from support.command_line import training_command, training_options
 from support.list_cache import load_or_build_lists, require_same_lists
 from support.teacher import METHOD_FLAGS, distillation_parser, evaluated_teacher, read_teacher
-from support.torchrun import dealt
+from support.torchrun import dealt, require_alike
 from utils import UserError
 
 
@@ -70,6 +70,7 @@ def _make_distilled(method, teacher, args, data, checkpoint, make_network):
     named = args.teacher_topk_path
     if checkpoint and not named:
         require_same_lists(checkpoint, made_from)  # before a cache is replaced
+    require_alike("the teacher", made_from)
     if method.uses_lists:
         lists, lists_made_from = load_or_build_lists(
             Path(named or path),

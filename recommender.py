@@ -18,14 +18,7 @@ from kernels import sparse_gradients
 from losses import pointwise_loss
 from support.checkpoint import load_weights
 from support.command_line import training_command, training_options, training_parser
-from support.torchrun import (
-    copy_from_first,
-    is_first,
-    launched,
-    own_share,
-    sum_gradients,
-    sum_over_processes,
-)  # fmt: skip
+from support.torchrun import copy_from_first, own_share, place, sum_gradients, sum_over_processes
 from utils import DAMAGE, UserError
 
 # What a checkpoint may name; the first is that of a file that names none, as the authors'. A
@@ -155,15 +148,18 @@ class Recommender:
         """One pass over the instances; returns its record."""
         started = time.perf_counter()
         seed_epoch(self.seed, epoch)
-        batches = self.epoch_order().split(self.batch_size)
-        if not is_first():  # the order is the same for all processes, and nothing else
-            seed_epoch(self.seed, epoch, launched()[0])
+        order = self.epoch_order()
+        copy_from_first([order])  # devices of two kinds may draw differently
+        batches = order.split(self.batch_size)
+        process, _ = place()
+        if process:  # the order is the same for all processes, and no other draw
+            seed_epoch(self.seed, epoch, process)
         losses = torch.zeros(len(batches), 2, device=self.device)  # loss, regular loss
         self.net.train()
-        silent = None if is_first() else True
-        for place, batch in enumerate(tqdm(batches, f"Epoch {epoch}", leave=False, disable=silent)):
+        silent = True if process else None  # None: where nobody watches
+        for step, batch in enumerate(tqdm(batches, f"Epoch {epoch}", leave=False, disable=silent)):
             for column, loss in enumerate(self.train_on(batch)):
-                losses[place, column] = loss
+                losses[step, column] = loss
         losses = sum_over_processes(losses).cpu().double()
         self._refuse_unless_finite(epoch, losses)
         loss, regular_loss = losses.mean(0).tolist()
@@ -176,13 +172,13 @@ class Recommender:
         """One step of the optimizer on the instances ``batch``, (B,) int64. Returns what
         ``_batch_loss`` does, of several processes the part that this one adds to it."""
         rows = own_share(batch)
-        part = len(rows) / len(batch)
         self.optimizer.zero_grad()
-        losses = ()
-        if len(rows):
-            losses = [loss * part for loss in self._batch_loss(rows)]
+        losses = self._batch_loss(rows) if len(rows) else ()
+        if len(rows) < len(batch):
+            losses = [loss * (len(rows) / len(batch)) for loss in losses]
+        if losses:
             losses[0].backward()
-        sum_gradients(list(self.net.parameters()))
+        sum_gradients(self.net.parameters())
         self.optimizer.step()
         return [loss.detach() for loss in losses]
 

@@ -23,6 +23,7 @@ from reproduction.report import TITLES, report, rivals_of
 from reproduction.rows import COMPARISONS, GRIDS, LATER, ROWS, TABLES
 from reproduction.runs import Study
 from reproduction.timing import measure
+from support.torchrun import refuse_several
 from utils import Parser, UserError, numeric_flag, path_flag, run_command
 
 DESCRIPTION = "The paper's tables and figures, each by one command."
@@ -115,6 +116,7 @@ def draw_figures(study, figures):
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
+    refuse_several()
     if args.list:
         print_list()
         return 0

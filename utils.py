@@ -229,7 +229,10 @@ def temporary_beside(path):
     start = f".{path.name}.{platform.node()}."
     for leftover in path.parent.glob(f".*.{glob.escape(platform.node())}.*.tmp"):
         if not _is_running(leftover.name.split(".")[-2]):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)  # another may be at it too
+            else:
+                leftover.unlink(missing_ok=True)
     return path.with_name(f"{start}{os.getpid()}.tmp")
 
 

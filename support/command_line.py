@@ -20,7 +20,7 @@ from support.checkpoint import read_checkpoint, records_path, save_run, write_re
 from support.data_set import SPLITS, DataSet, find_files
 from support.processes import locked
 from support.run import describe_run, keep_other_run
-from support.torchrun import is_first, join, launcher, one_run
+from support.torchrun import by_first, is_first, join, launcher, one_run, require_alike
 from utils import (
     Parser,
     UserError,
@@ -185,7 +185,8 @@ def _with_saved_flags(parser, argv, args, given, checkpoint):
 
 def load_data(args):
     """The DataSet that the flags name; prints its counts, the protocol and the notes."""
-    files = find_files(args.dataset, args.split, args.train_root, args.test_root)
+    named = args.dataset, args.split, args.train_root, args.test_root
+    files = by_first(partial(find_files, *named))  # which may prepare them
     data = DataSet.load(*files, args.L, args.T)
     print(
         f"{data.headline()}. Protocol: {args.split} split, all items ranked, the user's train"
@@ -246,7 +247,7 @@ def tensorboard_log(folder, first_epoch):
         yield log
 
 
-@one_run()
+@one_run
 def training_command(parser, script, network, networks, argv, plan):
     """Do what the command line of a training script asks for; return the exit status.
 
@@ -291,7 +292,7 @@ def training_command(parser, script, network, networks, argv, plan):
             identity = describe_run(script, network.name, flags, data, lists, model.device, before)
             _train(model, path, identity, args, data, checkpoint, again)
     except KeyboardInterrupt as reason:
-        print(f"stopped; go on with:\n{shlex.join(again)}")
+        print(f"stopped; go on with:\n{shlex.join(again)}", flush=True)
         return 128 + getattr(reason, "number", signal.SIGINT)
     print(f"saved {path} and {records_path(path)}")
     return 0
@@ -304,6 +305,7 @@ def _train(model, path, identity, args, data, checkpoint, again):
     if checkpoint:
         print_notes(data.check_resumable(checkpoint))
         model.restore(checkpoint)
+    require_alike(f"what {path} is made from", [identity, model.epoch_num])
     other = not checkpoint or os.path.realpath(path) != os.path.realpath(args.checkpoint)
     if other and is_first():
         keep_other_run(path, identity, args.n_iter)

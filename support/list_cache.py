@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from interactions import PADDING
-from support.torchrun import is_first
+from support.torchrun import is_first, of_all
 from utils import DAMAGE, UserError, atomic_write, fingerprint, require_writable
 
 
@@ -19,13 +19,16 @@ def load_or_build_lists(path, named, made_from, shape, num_items, build):
     from the same things, and never overwritten; the authors' bare .npy is accepted. At the
     default path a stale one is rebuilt. Returns (lists, made_from).
     """
+    cached = None
     if path.exists():
         try:
-            return _read_cache(path, made_from, shape, num_items, bare_allowed=named)
+            cached = _read_cache(path, made_from, shape, num_items, bare_allowed=named)
         except UserError as error:
             if named:
                 raise
             print(f"{error}; rebuilding it", flush=True)
+    if all(of_all(cached is not None)):  # of several processes, none has seen another state
+        return cached
     description = _description(path)
     require_writable(path)
     require_writable(description)

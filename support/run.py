@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from support.checkpoint import load_tensors, records_path
-from support.torchrun import launched
+from support.torchrun import place
 from utils import DAMAGE, UserError, first_free, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def describe_run(script, network, flags, data, lists, device, before=None):
         "versions": versions(),
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "processes": launched()[1],
+        "processes": place()[1],
         "data_set": {"name": data.name} | data.counts,
     }
 

@@ -62,7 +62,7 @@ def trained_and_ranked():
     return found, model.steps, model.records[0]["loss"]
 
 
-@one_run()
+@one_run
 def work():
     """What each of the processes does."""
     number, _ = launched()
