@@ -213,7 +213,7 @@ def table_3(numbers, data_set):
         seconds = of_row.set_index(["device", "at_once"])["seconds"]
         lines.append([ROWS[name].title, f"{counts[name]:,}", *paper, ratio,
                       f"{float(of_row['megabytes'].iloc[0]):.1f}",
-                      *(f"{float(seconds.get(key, 'nan')):.2f}" for key in columns)])  # fmt: skip
+                      *(f"{float(seconds.get(key, 'nan')):.3f}" for key in columns)])  # fmt: skip
     if not lines:
         return ["not measured: `--table 3` does"]
     heads = ["", "parameters", *["paper"] * is_papers(numbers, data_set), "ratio", "checkpoint MB"]
