@@ -216,6 +216,7 @@ SETTINGS = {
         ("caser", "student"): Setting(10, 40, _ML_1M_CASER),
         ("fossil", "teacher"): Setting(50, 40, (*_ML_1M, "--history_alpha", "0.5")),
         ("fossil", "student"): Setting(10, 40, (*_ML_1M, "--history_alpha", "0.5")),
+        ("bpr", "teacher"): Setting(100, 40, ("--learning_rate", "0.001", "--l2", "1e-5")),
     },
     "gowalla-tail": {
         ("bpr", "teacher"): Setting(200, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
