@@ -280,7 +280,10 @@ def findings(numbers):
         return caser + (f"; Fossil {fossil}" if fossil else "")
 
     ratios = ((data_set, time_ratios(numbers, data_set)) for data_set in data_sets)
-    times = "; ".join(f"{data_set} {time_words(of)}" for data_set, of in ratios if of)
+    times = "; ".join(
+        f"{', '.join(f'{ratio:.0%}' for ratio in of.values())} on {data_set}"
+        for data_set, of in ratios if of
+    )  # fmt: skip
     lines = {
         "Distilling gains": of_both("rd", "s"),
         "Trained to convergence (200 epochs) it gains": "; ".join(
@@ -291,8 +294,8 @@ def findings(numbers):
         "Against the teacher, the distilled student has": of_both("rd", "t"),
         "Taught by Fossil-T, a Caser gains": differences("caser-rd-from-fossil", "caser-s"),
         "The hybrid weight has, against w = 1/K,": differences("caser-rd", "uniform"),
-        "The paper's order, POP < ItemCF < BPR < Fossil < Caser, is here": orders(numbers),
-        "Time to rank, of the teacher's, on a CPU:": times,
+        "In the paper POP < ItemCF < BPR < Fossil < Caser, here": orders(numbers),
+        "Time to rank users one by one and together, of the teacher's:": times,
     }
     return [f"- **{what}** {told}." for what, told in lines.items() if told]
 
