@@ -22,7 +22,7 @@ from support.command_line import (
     read_command,
     training_parser,
     weight_flags,
-)  # fmt: skip
+)
 from support.run import describe_run
 from support.torchrun import is_first, join, one_run
 from utils import Parser, numeric_flag, path_flag, require_writable, run_command
@@ -129,7 +129,6 @@ def counted_name(args):
     return "-".join(parts)
 
 
-@one_run
 def count(method, argv):
     """Evaluate POP or ItemCF, and write its records."""
     args, _ = read_command(baseline_parser(method), SCRIPT, NETWORKS, argv)

@@ -290,7 +290,7 @@ def main(argv=None):
     parser = Parser(description="Time every phase beside the bare kernels it can't do without.")
     parser.add_argument("--train_root", metavar="FILE", help="rows to learn from (else made up)")
     parser.add_argument("--test_root", metavar="FILE", help="rows to predict")
-    parser.add_argument("--made_up", nargs=3, type=in_range(int, "[1, 1e9]"), default=GOWALLA,
+    parser.add_argument("--made_up", nargs=3, type=in_range(int, "[1, 1e9]"),
                         metavar=("USERS", "ITEMS", "ROWS"),
                         help="only what made-up data of this size costs")  # fmt: skip
     device_flag(parser)
@@ -300,16 +300,18 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     given = [args.train_root, args.test_root]
-    users, items, rows = args.made_up
+    users, items, rows = sizes = args.made_up or GOWALLA
     if rows < 12 * users or items < 16 * K or rows < 20 * BATCH:
         raise UserError(f"--made_up: takes 12 rows a user, {16 * K} items and {20 * BATCH} rows or"
                         " more")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        with ProcessPoolExecutor(1) as elsewhere:  # not to count its memory
-            files = given if all(given) else elsewhere.submit(
-                made_up, folder, *args.made_up).result()  # fmt: skip
-        if args.made_up != GOWALLA and not all(given):
+        if all(given):
+            files = given
+        else:
+            with ProcessPoolExecutor(1) as elsewhere:  # not to count its memory
+                files = elsewhere.submit(made_up, folder, *sizes).result()
+        if args.made_up and not all(given):
             started = time.perf_counter()
             data = DataSet.load("made up", *files, 5, 1)
             seconds = {"reading": time.perf_counter() - started} | cost(data, device, args.repeat)

@@ -170,11 +170,11 @@ COMPARISONS = {
 COMPARISONS |= {
     table: [
         (row.name, rival)
-        for row in rows
-        for rival in (f"{prefix}-s-tuned", row.teacher, f"{prefix}-rd-tuned")
-        if row.distilled and row.name != rival
+        for row in others
+        for rival in (alone.name, row.teacher, others[0].name)
+        if row.name != rival
     ]
-    for (table, rows), (prefix, *_) in zip(LATER.items(), LATER_STUDENTS.values(), strict=True)
+    for table, (alone, *others) in LATER.items()
 }
 AUTHORS = {  # rows that the authors' released code gave
     "authors-caser-t": "the authors' code: teacher",

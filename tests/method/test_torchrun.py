@@ -70,9 +70,8 @@ def work():
     evaluation.BLOCK = 60  # scores at once: three blocks of users for two processes
     Path(sys.argv[1], f"{number}.json").write_text(json.dumps(trained_and_ranked()))
     print("told by one")
-    for kind in ("training", "distillation"):
-        name = {"training": "teacher"}.get(kind, "distill")
-        getattr(test_golden, f"test_{kind}_steps")(test_golden.GOLDEN / f"{name}_steps.npz")
+    test_golden.test_training_steps(test_golden.GOLDEN / "teacher_steps.npz")
+    test_golden.test_distillation_steps(test_golden.GOLDEN / "distill_steps.npz")
     if number == 1:
         raise UserError("the second can't go on")
     sum_over_processes(torch.zeros(1))  # to which the second does not come
