@@ -196,8 +196,9 @@ class Run:
 
     def check(self):
         """UserError where no teacher of the data could give the run its lists."""
-        if self.row.distilled:
-            args, data = parsed(self.row, self.row.flags), self.study.data(self.split, self.row)
+        args = parsed(self.row, self.row.flags)
+        if "K" in args:  # not every method has lists
+            data = self.study.data(self.split, self.row)
             try:
                 check_K(args.K, data.train, args.teacher_exclude)
             except UserError as error:

@@ -165,6 +165,9 @@ def test_the_later_losses_have_their_own_factor_on_a_data_set(reproduce, monkeyp
     out = reproduce("--table", "later", "--dry_run")[1]
     assert "--teach_alpha 0.3 --distillation cd" in out
     assert "--teach_alpha 0.03 --distillation rrd" in out
+    status, out, err, _ = reproduce("--row", "caser-cd")
+    assert (status, err) == (0, [])
+    assert "| Caser-CD |" in out
 
 
 def test_epochs_come_from_the_validation_split_and_test_is_read_once(reproduce):
