@@ -235,7 +235,9 @@ CHOSEN = {
         ("cd", ("--teach_alpha", "0.03")),
     )
 }
-CHOSEN_ON = {}  # data set -> the same
+CHOSEN_ON = {  # data set -> the same
+    "ml-100k": {"caser-listwise": ("--teach_alpha", "3")},
+}
 # How flags were chosen: of each the values that were tried on the validation split with the first
 # seed, the other flags as chosen. row -> {flag: values}
 GRIDS = {
@@ -254,7 +256,7 @@ GRIDS |= {
         ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5)}),
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
-        ("rrd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1)}),
+        ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1)}),
         ("listwise", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1)}),
     )
