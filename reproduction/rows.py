@@ -253,7 +253,7 @@ GRIDS |= {
     f"{prefix}-{name}": grid
     for prefix, *_ in LATER_STUDENTS.values()
     for name, grid in (
-        ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5)}),
+        ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3), "l2": (1e-7, 1e-6, 1e-5, 1e-4)}),
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1)}),
