@@ -237,7 +237,7 @@ CHOSEN = {
 }
 CHOSEN_ON = {  # data set -> the same
     "ml-100k": {
-        "caser-s-tuned": ("--learning_rate", "0.003", "--l2", "1e-4"),
+        "caser-s-tuned": ("--learning_rate", "0.01", "--l2", "1e-4"),
         "caser-listwise": ("--teach_alpha", "3"),
     }
 }
@@ -256,7 +256,7 @@ GRIDS |= {
     f"{prefix}-{name}": grid
     for prefix, *_ in LATER_STUDENTS.values()
     for name, grid in (
-        ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2),
+        ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
                      "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
