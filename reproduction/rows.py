@@ -241,10 +241,7 @@ CHOSEN_ON = {  # data set -> the same
         "caser-listwise": ("--teach_alpha", "3"),
         "caser-cd": ("--teach_alpha", "1"),
     },
-    "gowalla-tail": {
-        "caser-rrd": ("--teach_alpha", "0.01"),
-        "caser-cd": ("--teach_alpha", "0.3"),
-    },
+    "gowalla-tail": {"caser-rrd": ("--teach_alpha", "0.01"), "caser-cd": ("--teach_alpha", "0.3")},
 }
 # How flags were chosen: of each the values that were tried on the validation split with the first
 # seed, the other flags as chosen. row -> {flag: values}
