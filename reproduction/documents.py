@@ -221,6 +221,10 @@ def headline_table(numbers):
         ("fossil-t", "Fossil-T"),
         ("fossil-s", "Fossil-S"),
         ("fossil-rd", "Fossil-RD"),
+        ("caser-s-tuned", "Caser-S, tuned"),
+        ("caser-rrd", "Caser by RRD, tuned"),
+        ("caser-listwise", "Caser, list-wise, tuned"),
+        ("caser-cd", "Caser by CD, tuned"),
     ):
         of_row = (numbers.of("results", data_set=d, row=name, split="test") for d in data_sets)
         cells = [metric_cell(of, "map") for of in of_row]

@@ -241,7 +241,11 @@ CHOSEN_ON = {  # data set -> the same
         "caser-listwise": ("--teach_alpha", "3"),
         "caser-cd": ("--teach_alpha", "1"),
     },
-    "gowalla-tail": {"caser-rrd": ("--teach_alpha", "0.01"), "caser-cd": ("--teach_alpha", "0.3")},
+    "gowalla-tail": {
+        "caser-rrd": ("--teach_alpha", "0.01"),
+        "caser-listwise": ("--teach_alpha", "0.1"),
+        "caser-cd": ("--teach_alpha", "0.3"),
+    },
 }
 # How flags were chosen: of each the values that were tried on the validation split with the first
 # seed, the other flags as chosen. row -> {flag: values}
@@ -263,7 +267,7 @@ GRIDS |= {
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
         ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1)}),
-        ("listwise", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
+        ("listwise", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
         ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3)}),
     )
 }  # fmt: skip
