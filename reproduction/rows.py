@@ -242,8 +242,9 @@ CHOSEN_ON = {  # data set -> the same
         "caser-cd": ("--teach_alpha", "1"),
     },
     "gowalla-tail": {
+        "caser-rd-tuned": ("--teach_alpha", "3"),
         "caser-rrd": ("--teach_alpha", "0.01"),
-        "caser-listwise": ("--teach_alpha", "0.1"),
+        "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
     },
 }
