@@ -227,26 +227,22 @@ CHOSEN = {
     f"{prefix}-{name}": flags
     for prefix, *_ in LATER_STUDENTS.values()
     for name, flags in (
-        ("s-tuned", ("--learning_rate", "0.001", "--l2", "1e-6")),
+        ("s-tuned", ("--learning_rate", "0.01", "--l2", "1e-4")),
         ("rd-tuned", ("--teach_alpha", "1")),
         ("rd-paper-tuned", ("--teach_alpha", "1")),
         ("rrd", ("--teach_alpha", "0.03")),
-        ("listwise", ("--teach_alpha", "1")),
-        ("cd", ("--teach_alpha", "0.03")),
+        ("listwise", ("--teach_alpha", "3")),
+        ("cd", ("--teach_alpha", "1")),
     )
 }
 CHOSEN_ON = {  # data set -> the same
-    "ml-100k": {
-        "caser-s-tuned": ("--learning_rate", "0.01", "--l2", "1e-4"),
-        "caser-listwise": ("--teach_alpha", "3"),
-        "caser-cd": ("--teach_alpha", "1"),
-    },
     "gowalla-tail": {
+        "caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
         "caser-rd-tuned": ("--teach_alpha", "3"),
         "caser-rrd": ("--teach_alpha", "0.01"),
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
-    },
+    }
 }
 # How flags were chosen: of each the values that were tried on the validation split with the first
 # seed, the other flags as chosen. row -> {flag: values}

@@ -14,7 +14,7 @@ from utils import UserError, numeric_flag, path_flag
 
 # The flags that not every method has: {flag: {method that has it: its default there}}.
 METHOD_FLAGS = {
-    "teach_alpha": {"rd": 1.0, "rrd": 0.03, "listwise": 1.0, "cd": 0.03},
+    "teach_alpha": {"rd": 1.0, "rrd": 0.03, "listwise": 3.0, "cd": 1.0},
     "K": {"rd": 10, "rrd": 50, "listwise": 50},
     "teacher_exclude": dict.fromkeys(("rd", "rrd", "listwise"), "target"),
     "lamda": {"rd": 1.0},
@@ -54,7 +54,8 @@ def distillation_parser(description, network, d, teacher_d=100):
            "what the lists leave out: the target, as in the authors' code, or all of the user's "
            "train items, as in the paper")
     flag("K", int, "[1, 1e9]", "K: length of the teacher's list")
-    flag("teach_alpha", float, "[0, 1e6]", "alpha / (1 - alpha): factor of the distillation loss")
+    flag("teach_alpha", float, "[0, 1e6]", "alpha / (1 - alpha): factor of the distillation loss; "
+         "search it on your own data, these are ml-100k's")
     flag("lamda", float, "(0, 1e6]", "lambda of Eq. 8, the position importance")
     flag("mu", float, "(0, 1e6]", "mu of Eq. 9, the ranking discrepancy")
     flag("dynamic_samples", int, "[1, 1e9]", "epsilon: items that estimate a rank",
