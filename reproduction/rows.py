@@ -239,6 +239,7 @@ CHOSEN_ON = {  # data set -> the same
     "gowalla-tail": {
         "caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
         "caser-rd-tuned": ("--teach_alpha", "3"),
+        "caser-rd-paper-tuned": ("--teach_alpha", "0.3"),
         "caser-rrd": ("--teach_alpha", "0.01"),
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
