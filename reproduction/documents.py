@@ -26,7 +26,7 @@ from reproduction.report import (
     table_of_metrics,
     tables_beside,
 )
-from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, ROWS, TABLES
+from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, LATER, ROWS, TABLES
 from support.run import ROOT
 from utils import UserError, atomic_write
 
@@ -221,10 +221,7 @@ def headline_table(numbers):
         ("fossil-t", "Fossil-T"),
         ("fossil-s", "Fossil-S"),
         ("fossil-rd", "Fossil-RD"),
-        ("caser-s-tuned", "Caser-S, tuned"),
-        ("caser-rrd", "Caser by RRD, tuned"),
-        ("caser-listwise", "Caser, list-wise, tuned"),
-        ("caser-cd", "Caser by CD, tuned"),
+        *((row.name, row.title) for row in LATER["later"] if "-rd" not in row.name),
     ):
         of_row = (numbers.of("results", data_set=d, row=name, split="test") for d in data_sets)
         cells = [metric_cell(of, "map") for of in of_row]
@@ -253,15 +250,19 @@ def evaluate_line(numbers):
     return [f"    Evaluation\t{metrics_line(means, standard=True)}"]
 
 
+PAPERS_ORDER = "POP < ItemCF < BPR < Fossil < Caser < RD"
+
+
 def best_three(numbers):
-    """The best of the teachers and baselines on each data set, by MAP, in words."""
-    rows, told = ("pop", "itemcf", "itemcf-count", "bpr", "fossil-t", "caser-t"), []
+    """The best of the paper's Table 2 on each data set, by MAP, in words."""
+    rows = ("pop", "itemcf", "itemcf-count", "bpr", "fossil-t", "caser-t", "fossil-rd", "caser-rd")
+    told = []
     for data_set in data_sets_of(numbers):
         of_rows = {name: numbers.of("results", data_set=data_set, row=name) for name in rows}
         if all(map(len, of_rows.values())):
             maps = {name: mean_and_deviation(of_row, "map")[0] for name, of_row in of_rows.items()}
             best = sorted(rows, key=maps.get, reverse=True)[:3]
-            told.append(", ".join(ROWS[name].title for name in best) + f" on {data_set}")
+            told.append(f"{data_set} {', '.join(ROWS[name].title for name in best)}")
     return "; ".join(told)
 
 
@@ -271,33 +272,32 @@ def findings(numbers):
 
     def differences(*pair):
         found = ((d, difference(numbers, d, *pair)) for d in data_sets)
-        return ", ".join(f"{decimal(one.mean, '+')} on {data_set} (p {p_value(one.p)})"
+        return ", ".join(f"{data_set} {decimal(one.mean, '+')} (p {p_value(one.p)})"
                          for data_set, one in found if one)  # fmt: skip
 
-    def of_both(row, rival):
-        caser, fossil = (differences(f"{name}-{row}", f"{name}-{rival}")
-                         for name in ("caser", "fossil"))  # fmt: skip
-        return caser + (f"; Fossil {fossil}" if fossil else "")
+    def joined(*parts):
+        return "; ".join(words + told for words, *pair in parts if (told := differences(*pair)))
 
     ratios = ((data_set, time_ratios(numbers, data_set)) for data_set in data_sets)
     times = "; ".join(
-        f"{', '.join(f'{ratio:.0%}' for ratio in of.values())} on {data_set}"
+        f"{data_set} {', '.join(f'{ratio:.0%}' for ratio in of.values())}"
         for data_set, of in ratios if of
     )  # fmt: skip
     lines = {
-        "Distilling gains": of_both("rd", "s"),
-        "Trained to convergence (200 epochs) it gains": "; ".join(
-            words + told
-            for words, row in (("", "caser-rd"), ("by the paper's formulas ", "rd-paper"))
-            if (told := differences(f"{row}-converged", "caser-s-converged"))
+        "Gain by distilling": joined(
+            ("", "caser-rd", "caser-s"), ("Fossil, ", "fossil-rd", "fossil-s")
         ),
-        "Against the teacher, the distilled student has": of_both("rd", "t"),
-        "Taught by Fossil-T, a Caser gains": differences("caser-rd-from-fossil", "caser-s"),
-        "The hybrid weight has, against w = 1/K,": differences("caser-rd", "uniform"),
-        "In the paper POP < ItemCF < BPR < Fossil < Caser, here the best are": best_three(numbers),
-        "Time to rank users one by one and together, of the teacher's:": times,
+        "Trained to convergence (200 epochs)": joined(
+            ("", "caser-rd-converged", "caser-s-converged"),
+            ("by the paper's formulas, ", "rd-paper-converged", "caser-s-converged"),
+        ),
+        "Against the teacher": differences("caser-rd", "caser-t"),
+        "A Caser taught by Fossil-T gains": differences("caser-rd-from-fossil", "caser-s"),
+        "The hybrid weight, against w = 1/K": differences("caser-rd", "uniform"),
+        f"The paper has {PAPERS_ORDER}; the best here": best_three(numbers),
+        "Time to rank users one by one and together, of the teacher's": times,
     }
-    return [f"- **{what}** {told}." for what, told in lines.items() if told]
+    return [f"- **{what}**: {told}." for what, told in lines.items() if told]
 
 
 BLOCKS = {"headline": headline_table, "findings": findings, "evaluate": evaluate_line}

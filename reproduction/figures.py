@@ -11,6 +11,7 @@ from utils import UserError, atomic_write, require_writable
 
 MARKERS = "os^Dv<>ph*"
 DENSE = 30  # points of a line, above which markers would hide it
+LONG = 30  # letters of a line's name, from which three do not fit side by side
 
 
 def points_csv(points, label, quantities):
@@ -46,7 +47,8 @@ def draw(points, path, label, quantities, title):
         axes.grid(alpha=0.3)
         if all(isinstance(x, int) for _, x, _ in points):
             axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(drawn.values(), map(literal, drawn), loc="outside lower center", ncols=3)
+    columns = 3 if max(map(len, drawn), default=0) < LONG else 2
+    figure.legend(drawn.values(), map(literal, drawn), loc="outside lower center", ncols=columns)
     save(figure, path)
 
 
