@@ -285,7 +285,9 @@ def findings(numbers):
     )  # fmt: skip
     lines = {
         "Gain by distilling": joined(
-            ("", "caser-rd", "caser-s"), ("Fossil, ", "fossil-rd", "fossil-s")
+            ("", "caser-rd", "caser-s"),
+            ("both tuned, ", "caser-rd-tuned", "caser-s-tuned"),
+            ("Fossil, ", "fossil-rd", "fossil-s"),
         ),
         "Trained to convergence (200 epochs)": joined(
             ("", "caser-rd-converged", "caser-s-converged"),
@@ -295,7 +297,7 @@ def findings(numbers):
         "A Caser taught by Fossil-T gains": differences("caser-rd-from-fossil", "caser-s"),
         "The hybrid weight, against w = 1/K": differences("caser-rd", "uniform"),
         f"The paper has {PAPERS_ORDER}; the best here": best_three(numbers),
-        "Time to rank users one by one and together, of the teacher's": times,
+        "Time to rank, one by one and together, of the teacher's": times,
     }
     return [f"- **{what}**: {told}." for what, told in lines.items() if told]
 
