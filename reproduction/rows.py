@@ -243,6 +243,8 @@ CHOSEN_ON = {  # data set -> the same
         "caser-rrd": ("--teach_alpha", "0.01"),
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
+        "fossil-rrd": ("--teach_alpha", "0.01"),
+        "fossil-cd": ("--teach_alpha", "0.3"),
     }
 }
 # How flags were chosen: of each the values that were tried on the validation split with the first
