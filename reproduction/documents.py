@@ -198,13 +198,14 @@ def results_text(numbers):
 
 
 def figures_of(numbers, data_set):
-    """The figures of which every point is published."""
-    return [
-        name
-        for name, (_, values, rows, _) in FIGURES.items()
-        if len({point[:2] for point in figure_points(numbers, data_set, name)})
-        >= len(rows) * max(len(values), 2)
-    ]
+    """The figures of which every line, and of a flag's every point, is published."""
+    names = []
+    for name, (_, values, rows, _) in FIGURES.items():
+        places = {(line, x) for line, x, _ in figure_points(numbers, data_set, name)}
+        lines = {line for line, _ in places}
+        if len(lines) == len(rows) and len(places) >= len(rows) * max(len(values), 2):
+            names.append(name)
+    return names
 
 
 # ---------------------------------------------------------------------------- README's blocks
