@@ -12,6 +12,7 @@ from reproduction.figures import (
     draw_headline,
     figure_points,
     figure_title,
+    figures_of,
     headline_points,
     points_csv,
 )
@@ -26,7 +27,7 @@ from reproduction.report import (
     table_of_metrics,
     tables_beside,
 )
-from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, LATER, ROWS, TABLES
+from reproduction.rows import AUTHORS, COMPARISONS, DATA_SETS, ROWS, TABLES
 from support.run import ROOT
 from utils import UserError, atomic_write
 
@@ -197,33 +198,21 @@ def results_text(numbers):
     return "\n".join(lines)
 
 
-def figures_of(numbers, data_set):
-    """The figures of which every line, and of a flag's every point, is published."""
-    names = []
-    for name, (_, values, rows, _) in FIGURES.items():
-        places = {(line, x) for line, x, _ in figure_points(numbers, data_set, name)}
-        lines = {line for line, _ in places}
-        if len(lines) == len(rows) and len(places) >= len(rows) * max(len(values), 2):
-            names.append(name)
-    return names
-
-
 # ---------------------------------------------------------------------------- README's blocks
 
 
 def headline_table(numbers):
     """README's table: MAP of teacher, student alone and distilled, a column a data set."""
     data_sets = data_sets_of(numbers)
+    meanings = {
+        "caser-t": ": the teacher",
+        "caser-s": ": the student alone",
+        "caser-rd": ": the student, distilled",
+    }
+    names = (*meanings, "fossil-t", "fossil-s", "fossil-rd")
     lines = []
-    for name, title in (
-        ("caser-t", "Caser-T: the teacher"),
-        ("caser-s", "Caser-S: the student alone"),
-        ("caser-rd", "Caser-RD: the student, distilled"),
-        ("fossil-t", "Fossil-T"),
-        ("fossil-s", "Fossil-S"),
-        ("fossil-rd", "Fossil-RD"),
-        *((row.name, row.title) for row in LATER["later"] if "-rd" not in row.name),
-    ):
+    for name in (*names, "caser-s-tuned", "caser-rrd", "caser-listwise", "caser-cd"):
+        title = ROWS[name].title + meanings.get(name, "")
         of_row = (numbers.of("results", data_set=d, row=name, split="test") for d in data_sets)
         cells = [metric_cell(of, "map") for of in of_row]
         bold = "**" * (name in {"caser-rd", "fossil-rd"})
@@ -254,21 +243,25 @@ def evaluate_line(numbers):
 PAPERS_ORDER = "POP < ItemCF < BPR < Fossil < Caser < RD"
 
 
+def means_of(lines, rows, metric):
+    """{row: mean of a metric} from lines of one data set; {} where a row has none."""
+    of_rows = {row: lines[lines["row"] == row] for row in rows}
+    whole = all(map(len, of_rows.values()))
+    return {row: mean_and_deviation(of, metric)[0] for row, of in of_rows.items() if whole}
+
+
 def best_three(numbers, data_set):
     """The best of the paper's Table 2 on a data set, by MAP, in words; "" where one is not run."""
     rows = ("pop", "itemcf", "itemcf-count", "bpr", "fossil-t", "caser-t", "fossil-rd", "caser-rd")
-    of_rows = {name: numbers.of("results", data_set=data_set, row=name) for name in rows}
-    if not all(map(len, of_rows.values())):
-        return ""
-    maps = {name: mean_and_deviation(of_row, "map")[0] for name, of_row in of_rows.items()}
-    return ", ".join(ROWS[name].title for name in sorted(rows, key=maps.get, reverse=True)[:3])
+    maps = means_of(numbers.of("results", data_set=data_set), rows, "map")
+    return ", ".join(ROWS[row].title for row in sorted(maps, key=maps.get, reverse=True)[:3])
 
 
 def coverages(numbers, data_set):
     """Catalogue coverage by CD and by the student alone, in words; "" where one is not run."""
-    rows = ("caser-cd", "caser-s-tuned")
-    of_rows = [numbers.of("popularity", data_set=data_set, row=name)["coverage"] for name in rows]
-    return ", ".join(f"{of.astype(float).mean():.0%}" for of in of_rows if all(map(len, of_rows)))
+    lines = numbers.of("popularity", data_set=data_set)
+    means = means_of(lines, ("caser-cd", "caser-s-tuned"), "coverage")
+    return ", ".join(f"{mean:.0%}" for mean in means.values())
 
 
 def findings(numbers):

@@ -169,6 +169,17 @@ def figure_points(numbers, data_set, name):
                 yield row.title, round(x, 4), {"MAP": round(float(seeds.mean()), 6)}
 
 
+def figures_of(numbers, data_set):
+    """The names of the figures of which every line, and of a flag's every point, is there."""
+    names = []
+    for name, (_, values, rows, _) in FIGURES.items():
+        places = {(line, x) for line, x, _ in figure_points(numbers, data_set, name)}
+        lines = {line for line, _ in places}
+        if len(lines) == len(rows) and len(places) >= len(rows) * max(len(values), 2):
+            names.append(name)
+    return names
+
+
 def figure_title(numbers, data_set, name):
     """What stands above a figure: data, split, and how many seeds."""
     source = "validation split, 1 seed"

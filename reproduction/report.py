@@ -34,10 +34,7 @@ POPULARITY = {
     "recall_other": "Recall@10 of others",
     "coverage": "catalogue coverage@10",
 }
-SECONDS = (
-    "Seconds as they were, beside other runs on the same cores; side by side a step was timed for"
-    " docs/speed.md."
-)
+SECONDS = "Seconds as the runs took, with whatever ran beside; steps side by side: docs/speed.md."
 PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
 PAPERS_PARAMETERS = {  # Table 3
     "caser-t": "5.58M", "caser-rd": "2.79M", "fossil-t": "1.48M", "fossil-rd": "0.64M",

@@ -222,7 +222,8 @@ SETTINGS = {
         ("bpr", "teacher"): Setting(200, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
     },
 }
-# Row.chosen -> the flags that it has beside its Setting's: on any data set, and on some.
+# Row.chosen -> the flags that it has beside its Setting's: on any data set (ml-100k's choices,
+# which are the defaults of --teach_alpha as well), and on some.
 CHOSEN = {
     f"{prefix}-{name}": flags
     for prefix, *_ in LATER_STUDENTS.values()
