@@ -244,6 +244,7 @@ CHOSEN_ON = {  # data set -> the same
         "caser-rrd": ("--teach_alpha", "0.01"),
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
+        "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
         "fossil-rrd": ("--teach_alpha", "0.01"),
         "fossil-cd": ("--teach_alpha", "0.3"),
     }
