@@ -244,7 +244,8 @@ CHOSEN_ON = {  # data set -> the same
         "caser-rrd": ("--teach_alpha", "0.01"),
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
-        "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
+        "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
+        "fossil-rd-tuned": ("--teach_alpha", "10"),
         "fossil-rrd": ("--teach_alpha", "0.01"),
         "fossil-cd": ("--teach_alpha", "0.3"),
     }
@@ -266,9 +267,9 @@ GRIDS |= {
     for name, grid in (
         ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
                      "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
-        ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
+        ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10, 30)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
-        ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1)}),
+        ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)}),
         ("listwise", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
         ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3)}),
     )
