@@ -246,7 +246,9 @@ CHOSEN_ON = {  # data set -> the same
         "caser-cd": ("--teach_alpha", "0.3"),
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
         "fossil-rd-tuned": ("--teach_alpha", "10"),
+        "fossil-rd-paper-tuned": ("--teach_alpha", "3"),
         "fossil-rrd": ("--teach_alpha", "0.01"),
+        "fossil-listwise": ("--teach_alpha", "0.3"),
         "fossil-cd": ("--teach_alpha", "0.3"),
     }
 }
