@@ -247,7 +247,7 @@ CHOSEN_ON = {  # data set -> the same
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
         "fossil-rd-tuned": ("--teach_alpha", "10"),
         "fossil-rd-paper-tuned": ("--teach_alpha", "3"),
-        "fossil-rrd": ("--teach_alpha", "0.01"),
+        "fossil-rrd": ("--teach_alpha", "3"),
         "fossil-listwise": ("--teach_alpha", "0.3"),
         "fossil-cd": ("--teach_alpha", "0.3"),
     }
@@ -271,7 +271,7 @@ GRIDS |= {
                      "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10, 30)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
-        ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)}),
+        ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
         ("listwise", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
         ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3)}),
     )
