@@ -167,8 +167,7 @@ def table_of_gaps(numbers, data_set, number):
     for name in others:
         own = difference(numbers, data_set, name, alone)
         if gap and own:
-            sure = gap.low > 0 or gap.high < 0
-            share = f"{own.mean / gap.mean:.0%}" if sure else "-"
+            share = f"{own.mean / gap.mean:.0%}" if gap.low > 0 else "-"
             seconds = mean_seconds(name, "seconds")
             lists = mean_seconds(name, "lists_seconds")
             whole = [mean_seconds(teacher, "seconds"), 0 if math.isnan(lists) else lists, seconds]
