@@ -237,6 +237,7 @@ CHOSEN = {
     )
 }
 CHOSEN_ON = {  # data set -> the same
+    "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
     "gowalla-tail": {
         "caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
         "caser-rd-tuned": ("--teach_alpha", "3"),
@@ -250,7 +251,7 @@ CHOSEN_ON = {  # data set -> the same
         "fossil-rrd": ("--teach_alpha", "3"),
         "fossil-listwise": ("--teach_alpha", "0.3"),
         "fossil-cd": ("--teach_alpha", "0.3"),
-    }
+    },
 }
 # How flags were chosen: of each the values that were tried on the validation split with the first
 # seed, the other flags as chosen. row -> {flag: values}
