@@ -271,7 +271,7 @@ def findings(numbers):
     def differences(*pair):
         found = ((d, difference(numbers, d, *pair)) for d in data_sets)
         return ", ".join(f"{data_set} {decimal(one.mean, '+')} (p {p_value(one.p)})"
-                         for data_set, one in found if one)  # fmt: skip
+                         for data_set, one in found if one and one.seeds > 1)  # fmt: skip
 
     def joined(*parts):
         return "; ".join(words + told for words, *pair in parts if (told := differences(*pair)))
