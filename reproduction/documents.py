@@ -69,8 +69,8 @@ trained models as given and goes by ranks, so it can point away from the mean. A
 not known.
 
 Every seed's line is in [reproduction/results.csv](reproduction/results.csv). How the runs are made:
-[docs/method.md](docs/method.md). ml-100k and gowalla-tail ran on two shared cores of an Intel Xeon
-(family 6, model 207), ml-1m on two of an AMD EPYC:
+[docs/method.md](docs/method.md). They ran on two shared cores of an Intel Xeon (family 6, model
+207), those of "1 or 2" threads on two of an AMD EPYC:
 
 {{sources}}
 
@@ -211,7 +211,8 @@ def headline_table(numbers):
     }
     names = (*meanings, "fossil-t", "fossil-s", "fossil-rd")
     lines = []
-    for name in (*names, "caser-s-tuned", "caser-rrd", "caser-listwise", "caser-cd"):
+    later = ("caser-s-tuned", "caser-rrd", "caser-listwise", "caser-cd", "fossil-cd")
+    for name in (*names, *later):
         title = ROWS[name].title + meanings.get(name, "")
         of_row = (numbers.of("results", data_set=d, row=name, split="test") for d in data_sets)
         cells = [metric_cell(of, "map") for of in of_row]
