@@ -211,8 +211,8 @@ def headline_table(numbers):
     }
     names = (*meanings, "fossil-t", "fossil-s", "fossil-rd")
     lines = []
-    later = ("caser-s-tuned", "caser-rrd", "caser-listwise", "caser-cd", "fossil-cd")
-    for name in (*names, *later):
+    later = ("caser-s-tuned", "caser-rrd", "caser-listwise", "caser-cd")
+    for name in (*names, *later, "fossil-s-tuned", "fossil-cd"):
         title = ROWS[name].title + meanings.get(name, "")
         of_row = (numbers.of("results", data_set=d, row=name, split="test") for d in data_sets)
         cells = [metric_cell(of, "map") for of in of_row]
