@@ -34,10 +34,12 @@ POPULARITY = {
     "recall_other": "Recall@10 of others",
     "coverage": "catalogue coverage@10",
 }
-LATER_NOTE = (
-    "Factors are what a search on the data set chose (--grid), ml-100k's where there was none. No"
-    " share where the gap's 95% interval reaches 0. Seconds as the runs took, with whatever ran"
+GAPS_NOTE = (
+    "No share where the gap's 95% interval reaches 0. Seconds as the runs took, with whatever ran"
     " beside; steps side by side: docs/speed.md."
+)
+FACTORS_NOTE = (
+    "Factors are what a search on the data set chose (--grid), ml-100k's where there was none."
 )
 PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
 PAPERS_PARAMETERS = {  # Table 3
@@ -179,7 +181,7 @@ def table_of_gaps(numbers, data_set, number):
             lines.append([ROWS[name].title, share, epoch, " + ".join(f"{s:.0f}" for s in whole)])
     heads = ["", "share of the gap between teacher and student alone", "seconds an epoch",
              "seconds in all: teacher + lists + student"]  # fmt: skip
-    return [*table(heads, lines), "", LATER_NOTE] if lines else []
+    return [*table(heads, lines), "", GAPS_NOTE] if lines else []
 
 
 def table_of_popularity(numbers, data_set, number):
@@ -194,11 +196,12 @@ def table_of_popularity(numbers, data_set, number):
 
 
 def tables_beside(numbers, data_set, number, pairs):
-    """What stands below a table's metrics: a list of tables."""
+    """What stands below a table's metrics: a list of tables and notes."""
     parts = (
         table_of_tests(numbers, data_set, pairs),
         table_of_gaps(numbers, data_set, number),
         table_of_popularity(numbers, data_set, number),
+        [FACTORS_NOTE] if number in LATER else [],
     )
     return list(filter(None, parts))
 

@@ -96,7 +96,8 @@ def test_whom_a_student_serves_stands_beside_later_losses():
               "recall_other": recall, "coverage": 0.5}
              for seed, recall in ((1234, 0.1), (1, 0.2))]  # fmt: skip
     numbers = numbers_of(results("caser-cd", seed1234=0.5, seed1=0.5), popularity=lines)
-    (table,) = report.tables_beside(numbers, "toy", "later", [])
+    table, note = report.tables_beside(numbers, "toy", "later", [])
+    assert note == [report.FACTORS_NOTE]
     assert table[-1] == "| Caser-CD | .3000 ± .0000 | .1500 ± .0707 | .5000 ± .0000 |"
 
 
