@@ -1,4 +1,4 @@
-"""Distil a small Caser recommender from a large one through its top-K lists.
+"""Distil a small Caser recommender from a large one, by its lists or scores.
 
 python distill_caser.py --dataset ml-100k --d 20
 """
@@ -7,7 +7,7 @@ from caser import Caser
 from distillation import distill
 from utils import run_command
 
-DESCRIPTION = "Distil a small Caser recommender from a large one through its top-K lists."
+DESCRIPTION = "Distil a small Caser recommender from a large one, by its lists or scores."
 
 
 def main(argv=None):

@@ -1,4 +1,4 @@
-"""Distil a small Fossil recommender from a large one through its top-K lists.
+"""Distil a small Fossil recommender from a large one, by its lists or scores.
 
 python distill_fossil.py --dataset ml-100k --d 20
 """
@@ -7,7 +7,7 @@ from distillation import distill
 from fossil import Fossil
 from utils import run_command
 
-DESCRIPTION = "Distil a small Fossil recommender from a large one through its top-K lists."
+DESCRIPTION = "Distil a small Fossil recommender from a large one, by its lists or scores."
 
 
 def main(argv=None):

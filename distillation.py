@@ -1,8 +1,8 @@
 """Distil a small recommender from a large one, by Ranking Distillation or a loss that came after.
 
 A method is a DistilledRecommender with two methods: which items to score for a batch, and the loss
-from their scores. A fifth is one more such class, a line in METHODS, and its flags in
-support/teacher.py.
+from their scores. A fifth is one more such class, a line in METHODS, and its flags in METHOD_FLAGS
+of support/teacher.py.
 """
 
 import os
@@ -103,8 +103,8 @@ class DistilledRecommender(Recommender):
     teach_alpha: factor of the distillation loss beside the ranking loss, a / (1 - a) for the
         paper's balance a.
     teacher_topk: (instances, K) integer array, row i for window i of ``train.sequences``, the
-        teacher's best item first; None where the method uses no lists. A 0 is padding and weighs
-        nothing.
+        teacher's best item first; None where the method uses no lists. A 0 is padding: a subclass
+        gives it no weight.
     teacher: its network; None where the method uses no scores of it.
     """
 
@@ -113,7 +113,7 @@ class DistilledRecommender(Recommender):
     teacher: torch.nn.Module | None = field(default=None, repr=False)
 
     uses_lists = True  # the teacher's list of K items for each training instance
-    uses_scores = False  # the teacher's scores of any items
+    uses_scores = False  # the teacher's scores of any items: ``teacher_scores``
     tells_regular_loss = True
 
     def prepare(self, train):

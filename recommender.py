@@ -85,7 +85,7 @@ class Recommender:
     device: str | torch.device = "cpu"
 
     tells_regular_loss = False  # whether the logged loss holds more than the ranking loss
-    has_sparse_gradients = False  # see kernels.sparse_gradients
+    has_sparse_gradients = False  # they pay from dozens of items an instance on: see kernels.py
 
     def __post_init__(self):
         self.device = torch.device(self.device)

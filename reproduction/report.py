@@ -34,12 +34,11 @@ POPULARITY = {
     "recall_other": "Recall@10 of others",
     "coverage": "catalogue coverage@10",
 }
-GAPS_NOTE = (
-    "No share where the gap's 95% interval reaches 0. Seconds as the runs took, with whatever ran"
-    " beside; steps side by side: docs/speed.md."
-)
-FACTORS_NOTE = (
-    "Factors are what a search on the data set chose (--grid), ml-100k's where there was none."
+LATER_NOTE = (
+    "Factors, and the settings of S, are what a search on the data set chose (--grid); ml-1m has"
+    " ml-100k's factors and the plain S's settings. A share where the gap's 95% interval is above"
+    " 0. Seconds of the fastest seed, with whatever ran beside; - where there is no list, or its"
+    " time is not known. Steps side by side: docs/speed.md."
 )
 PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
 PAPERS_PARAMETERS = {  # Table 3
@@ -160,28 +159,28 @@ def table_of_tests(numbers, data_set, pairs):
 
 def table_of_gaps(numbers, data_set, number):
     """What each student of a table of later losses gains of what the teacher, its first row, has
-    over the student alone, its second, and its costs; [] for other tables."""
+    over the student alone, its second, and every row's costs; [] for other tables."""
     if number not in LATER:
         return []
     teacher, alone, *others = TABLES[number]
     gap, lines = difference(numbers, data_set, teacher, alone), []
 
-    def mean_seconds(name, column):
+    def fastest(name, column="seconds"):
         of_row = numbers.of("results", data_set=data_set, row=name, split="test")
-        return pd.to_numeric(of_row[column]).mean()
+        return pd.to_numeric(of_row[column]).min()
 
-    for name in others:
-        own = difference(numbers, data_set, name, alone)
-        if gap and own:
-            share = f"{own.mean / gap.mean:.0%}" if gap.low > 0 else "-"
-            seconds = mean_seconds(name, "seconds")
-            lists = mean_seconds(name, "lists_seconds")
-            whole = [mean_seconds(teacher, "seconds"), 0 if math.isnan(lists) else lists, seconds]
-            epoch = f"{seconds / mean_seconds(name, 'epochs'):.2f}"
-            lines.append([ROWS[name].title, share, epoch, " + ".join(f"{s:.0f}" for s in whole)])
+    for name in TABLES[number]:
+        if not len(numbers.of("results", data_set=data_set, row=name, split="test")):
+            continue
+        own = difference(numbers, data_set, name, alone) if name in others else None
+        share = f"{own.mean / gap.mean:.0%}" if own and gap and gap.low > 0 else "-"
+        parts = [fastest(teacher), fastest(name, "lists_seconds")] if name in others else []
+        seconds = (f"{part:.0f}".replace("nan", "-") for part in (*parts, fastest(name)))
+        epoch = fastest(name) / fastest(name, "epochs")
+        lines.append([ROWS[name].title, share, f"{epoch:.2f}", " + ".join(seconds)])
     heads = ["", "share of the gap between teacher and student alone", "seconds an epoch",
              "seconds in all: teacher + lists + student"]  # fmt: skip
-    return [*table(heads, lines), "", GAPS_NOTE] if lines else []
+    return [*table(heads, lines), "", LATER_NOTE] if lines else []
 
 
 def table_of_popularity(numbers, data_set, number):
@@ -196,12 +195,11 @@ def table_of_popularity(numbers, data_set, number):
 
 
 def tables_beside(numbers, data_set, number, pairs):
-    """What stands below a table's metrics: a list of tables and notes."""
+    """What stands below a table's metrics: a list of tables."""
     parts = (
         table_of_tests(numbers, data_set, pairs),
         table_of_gaps(numbers, data_set, number),
         table_of_popularity(numbers, data_set, number),
-        [FACTORS_NOTE] if number in LATER else [],
     )
     return list(filter(None, parts))
 

@@ -169,10 +169,13 @@ COMPARISONS = {
 }  # fmt: skip
 COMPARISONS |= {
     table: [
-        (row.name, rival)
-        for row in others
-        for rival in (alone.name, row.teacher, others[0].name)
-        if row.name != rival
+        (alone.teacher, alone.name),
+        *(
+            (row.name, rival)
+            for row in others
+            for rival in (alone.name, row.teacher, others[0].name)
+            if row.name != rival
+        ),
     ]
     for table, (alone, *others) in LATER.items()
 }

@@ -12,7 +12,8 @@ from support.list_cache import is_bare
 from support.run import COMPARED
 from utils import UserError, numeric_flag, path_flag
 
-# The flags that not every method has: {flag: {method that has it: its default there}}.
+# The flags that not every method has: {flag: {method that has it: its default there}}. Every method
+# has teach_alpha, one with lists K and teacher_exclude as well, and a flag for each of its fields.
 METHOD_FLAGS = {
     "teach_alpha": {"rd": 1.0, "rrd": 0.03, "listwise": 3.0, "cd": 1.0},
     "K": {"rd": 10, "rrd": 50, "listwise": 50},
@@ -119,7 +120,7 @@ def read_teacher(args, data, network, networks, method):
     if lists and not method.uses_lists:
         raise UserError(
             f"--teacher_topk_path: --distillation {args.distillation} uses the teacher's scores, no"
-            " lists; name its checkpoint with --teacher_model_path"
+            " lists; leave it out (--teacher_model_path names the teacher's checkpoint)"
         )
     if not args.teacher_model_path and lists and is_bare(lists):
         if method.uses_scores:
