@@ -249,6 +249,7 @@ CHOSEN_ON = {  # data set -> the same
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
         "caser-small-s-tuned": ("--learning_rate", "0.01", "--l2", "1e-5"),
+        "caser-small-rd-tuned": ("--teach_alpha", "3"),
         "caser-small-rrd": ("--teach_alpha", "0.1"),
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
         "fossil-rd-tuned": ("--teach_alpha", "10"),
