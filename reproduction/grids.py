@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from reproduction.cells import decimal, table
@@ -11,13 +12,16 @@ from reproduction.runs import parsed
 
 def varied(data_set, row, flag, value):
     """``row`` with one flag changed, the share of instances for its teacher as well; the row itself
-    where that is its value anyway."""
+    where that is its value anyway. flag, value: or "flag,flag" and a tuple of their values."""
     setting = setting_of(data_set, row)
-    flags = ("--d", str(setting.d), *setting.flags, *row.flags)
-    if getattr(parsed(row, flags), flag) == value:
+    now = parsed(row, ("--d", str(setting.d), *setting.flags, *row.flags))
+    changed = dict(
+        zip(flag.split(","), value if isinstance(value, tuple) else (value,), strict=True)
+    )
+    if all(getattr(now, name) == wanted for name, wanted in changed.items()):
         return row
-    flags = (f"--{flag}", str(value))
-    teacher_flags = flags if flag == "train_fraction" and row.distilled else ()
+    flags = [word for name, wanted in changed.items() for word in (f"--{name}", str(wanted))]
+    teacher_flags = tuple(flags) if flag == "train_fraction" and row.distilled else ()
     return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
 
 
@@ -43,10 +47,12 @@ def table_of_grids(numbers, data_set, names=GRIDS):
                 curve = numbers.of("curves", data_set=data_set, row=row.name)
                 if len(curve):
                     best = curve.loc[pd.to_numeric(curve["map"]).idxmax()]
-                    cell = f"{value:g}: {decimal(float(best['map']))} ({best['epoch']})"
+                    told = " ".join(f"{part:g}" for part in np.atleast_1d(value))
+                    cell = f"{told}: {decimal(float(best['map']))} ({best['epoch']})"
                     cells.append(f"**{cell}**" if row.name == name else cell)
             if len(cells) > 1:
                 most = setting_of(data_set, ROWS[name]).epochs
-                lines.append([ROWS[name].title, f"`--{flag}`", ", ".join(cells), most])
+                flags = " ".join(f"`--{part}`" for part in flag.split(","))
+                lines.append([ROWS[name].title, flags, ", ".join(cells), most])
     heads = ["", "flag", "value: best validation MAP (after epochs)", "the most epochs"]
     return table(heads, lines) if lines else []

@@ -239,6 +239,7 @@ CHOSEN = {
         ("cd", ("--teach_alpha", "1")),
     )
 }
+_TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
     "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
     "gowalla-tail": {
@@ -248,9 +249,9 @@ CHOSEN_ON = {  # data set -> the same
         "caser-rrd": ("--teach_alpha", "0.01"),
         "caser-listwise": ("--teach_alpha", "0.03"),
         "caser-cd": ("--teach_alpha", "0.3"),
-        "caser-small-s-tuned": ("--learning_rate", "0.01", "--l2", "1e-5"),
-        "caser-small-rd-tuned": ("--teach_alpha", "3"),
-        "caser-small-rd-paper-tuned": ("--teach_alpha", "0.3"),
+        "caser-small-s-tuned": _TUNED_SMALL,
+        "caser-small-rd-tuned": ("--teach_alpha", "3", *_TUNED_SMALL),
+        "caser-small-rd-paper-tuned": ("--teach_alpha", "0.3", *_TUNED_SMALL),
         "caser-small-rrd": ("--teach_alpha", "0.1"),
         "caser-small-listwise": ("--teach_alpha", "0.003"),
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
@@ -262,7 +263,7 @@ CHOSEN_ON = {  # data set -> the same
     },
 }
 # How flags were chosen: of each the values that were tried on the validation split with the first
-# seed, the other flags as chosen. row -> {flag: values}
+# seed, the other flags as chosen. row -> {flag: values}, or {"flag,flag": tuples of their values}
 GRIDS = {
     "fossil-t": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
     "fossil-s": {"history_alpha": (0, 0.2, 0.5, 0.8, 1)},
@@ -272,9 +273,11 @@ GRIDS = {
         "l2": (1e-7, 1e-6, 1e-5, 1e-4),
     },
 }
+_PLAIN = (1e-3, 1e-6)  # the plain student's learning rate and L2
+_TUNED = {"caser": (1e-2, 1e-4), "caser-small": (1e-2, 1e-5), "fossil": (1e-3, 1e-4)}  # S, tuned
 GRIDS |= {
-    f"{prefix}-{name}": grid
-    for prefix, *_ in LATER_STUDENTS.values()
+    f"{prefix}-{name}": grid if name == "s-tuned" else {**grid, "learning_rate,l2": (_PLAIN, tuned)}
+    for prefix, tuned in _TUNED.items()
     for name, grid in (
         ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
                      "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
@@ -301,6 +304,6 @@ def teacher_of(row):
 
 
 def with_flags(row, *flags):
-    """``row`` with more flags, (flag, value) or none, and a name that tells them."""
-    name = "-".join((row.name, *("=".join(flags).lstrip("-") for _ in flags[:1])))
-    return replace(row, name=name, flags=row.flags + flags)
+    """``row`` with more flags, and a name that tells them."""
+    told = (f"{flag.lstrip('-')}={value}" for flag, value in flag_pairs(flags))
+    return replace(row, name="-".join((row.name, *told)), flags=row.flags + flags)
