@@ -239,8 +239,14 @@ CHOSEN = {
         ("cd", ("--teach_alpha", "1")),
     )
 }
+_TUNED = ("--learning_rate", "0.01", "--l2", "1e-4")
 _TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
+    "ml-100k": {
+        "caser-rd-tuned": ("--teach_alpha", "1", *_TUNED),
+        "caser-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED),
+        "caser-rrd": ("--teach_alpha", "0.03", *_TUNED),
+    },
     "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
     "gowalla-tail": {
         "caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
@@ -274,10 +280,10 @@ GRIDS = {
     },
 }
 _PLAIN = (1e-3, 1e-6)  # the plain student's learning rate and L2
-_TUNED = {"caser": (1e-2, 1e-4), "caser-small": (1e-2, 1e-5), "fossil": (1e-3, 1e-4)}  # S, tuned
+_TUNED_OF = {"caser": (1e-2, 1e-4), "caser-small": (1e-2, 1e-5), "fossil": (1e-3, 1e-4)}  # S, tuned
 GRIDS |= {
     f"{prefix}-{name}": grid if name == "s-tuned" else {**grid, "learning_rate,l2": (_PLAIN, tuned)}
-    for prefix, tuned in _TUNED.items()
+    for prefix, tuned in _TUNED_OF.items()
     for name, grid in (
         ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
                      "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
