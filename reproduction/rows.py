@@ -243,9 +243,9 @@ _TUNED = ("--learning_rate", "0.01", "--l2", "1e-4")
 _TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
     "ml-100k": {
-        "caser-rd-tuned": ("--teach_alpha", "1", *_TUNED),
+        "caser-rd-tuned": ("--teach_alpha", "10", *_TUNED),
         "caser-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED),
-        "caser-rrd": ("--teach_alpha", "0.03", *_TUNED),
+        "caser-rrd": ("--teach_alpha", "0.003", *_TUNED),
         "caser-listwise": ("--teach_alpha", "3", *_TUNED),
     },
     "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
@@ -290,7 +290,7 @@ GRIDS |= {
                      "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
         ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10, 30)}),
         ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
-        ("rrd", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
+        ("rrd", {"teach_alpha": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
         ("listwise", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
         ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3)}),
     )
