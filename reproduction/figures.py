@@ -170,12 +170,14 @@ def figure_points(numbers, data_set, name):
 
 
 def figures_of(numbers, data_set):
-    """The names of the figures of which every line, and of a flag's every point, is there."""
+    """The names of the figures of which every line, and of a flag's every point, is there; of later
+    losses one beside the teacher and the student alone is enough."""
     names = []
     for name, (_, values, rows, _) in FIGURES.items():
         places = {(line, x) for line, x, _ in figure_points(numbers, data_set, name)}
         lines = {line for line, _ in places}
-        if len(lines) == len(rows) and len(places) >= len(rows) * max(len(values), 2):
+        wanted = 3 if name in LATER else len(rows)
+        if len(lines) >= wanted and len(places) >= wanted * max(len(values), 2):
             names.append(name)
     return names
 
