@@ -161,7 +161,8 @@ def test_the_later_losses_have_their_own_factor_on_a_data_set(reproduce, monkeyp
     monkeypatch.setitem(rows.CHOSEN_ON, "toy", {"caser-cd": ("--teach_alpha", "0.3")})
     out = reproduce("--grid", "caser-cd", "--dry_run")[1]
     factors = re.findall(r"--teach_alpha (\S+) --distillation cd", out)
-    assert factors == ["0.3", "0.01", "0.03", "0.1", "1", "3"]
+    assert factors == ["0.3", "0.01", "0.03", "0.1", "1", "3", "0.3"]
+    assert "cd --learning_rate 0.01 --l2 0.0001" in out  # the last: the tuned student's
     out = reproduce("--table", "later", "--dry_run")[1]
     assert "--teach_alpha 0.3 --distillation cd" in out
     assert "--teach_alpha 0.03 --distillation rrd" in out
