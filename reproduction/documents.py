@@ -288,7 +288,7 @@ def findings(numbers):
     lines = {
         "Gain by distilling": joined(
             ("", "caser-rd", "caser-s"),
-            ("S and RD's factor tuned, ", "caser-rd-tuned", "caser-s-tuned"),
+            ("both tuned, ", "caser-rd-tuned", "caser-s-tuned"),
             ("Fossil, ", "fossil-rd", "fossil-s"),
         ),
         "Trained to convergence (200 epochs)": joined(

@@ -239,8 +239,16 @@ CHOSEN = {
         ("cd", ("--teach_alpha", "1")),
     )
 }
+_TUNED = ("--learning_rate", "0.01", "--l2", "1e-4")
 _TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
+    "ml-100k": {
+        "caser-rd-tuned": ("--teach_alpha", "10", *_TUNED),
+        "caser-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED),
+        "caser-rrd": ("--teach_alpha", "0.003", *_TUNED),
+        "caser-listwise": ("--teach_alpha", "0.3", *_TUNED),
+        "caser-cd": ("--teach_alpha", "1", *_TUNED),
+    },
     "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
     "gowalla-tail": {
         "caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
@@ -251,9 +259,9 @@ CHOSEN_ON = {  # data set -> the same
         "caser-cd": ("--teach_alpha", "0.3"),
         "caser-small-s-tuned": _TUNED_SMALL,
         "caser-small-rd-tuned": ("--teach_alpha", "3", *_TUNED_SMALL),
-        "caser-small-rd-paper-tuned": ("--teach_alpha", "0.3", *_TUNED_SMALL),
+        "caser-small-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED_SMALL),
         "caser-small-rrd": ("--teach_alpha", "0.1"),
-        "caser-small-listwise": ("--teach_alpha", "0.003"),
+        "caser-small-listwise": ("--teach_alpha", "0.003", *_TUNED_SMALL),
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
         "fossil-rd-tuned": ("--teach_alpha", "10"),
         "fossil-rd-paper-tuned": ("--teach_alpha", "3"),
