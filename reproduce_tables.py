@@ -59,8 +59,11 @@ def get_args_parser():
     instead.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     instead.add_argument("--report", action="store_true",
                          help="print the finished results, run nothing")  # fmt: skip
-    instead.add_argument("--publish", action="store_true",
-                         help="add the data set's finished runs to reproduction/*.csv")  # fmt: skip
+    instead.add_argument(
+        "--publish",
+        action="store_true",
+        help="add the data set's finished runs to reproduction/*.csv; with --row, its alone",
+    )
     instead.add_argument("--documents", action="store_true",
                          help="print RESULTS.md, README's numbers, docs/ from them")  # fmt: skip
     path_flag(parser, "--results_dir", "where runs and figures go", "results", "DIR")
@@ -134,6 +137,7 @@ def main(argv=None):
         rows = [*ROWS.values()]
         rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
         rows += [row for name in GRIDS for row in grid_rows(args.dataset, name)]
+        rows = [ROWS[args.row]] if args.row else rows
         publish(study, {row.name: row for row in rows}.values())
         return 0
     asked = args.table or args.row or args.figure or args.grid

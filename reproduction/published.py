@@ -266,7 +266,7 @@ def comparison(study, row, rival):
 
 
 def publish(study, rows):
-    """Add what is finished of a study to the csv files, and say what that changed."""
+    """Add what is finished of some rows of a study to the csv files, and say what that changed."""
     try:
         changed = changed_files(".", *(f":!{path}" for path in PRINTED))
     except (OSError, subprocess.CalledProcessError):
@@ -276,7 +276,8 @@ def publish(study, rows):
             f"--publish: {', '.join(changed)}: changed; commit first, since published numbers name"
             " the code that made them"
         )
-    pairs = [pair for pairs in COMPARISONS.values() for pair in pairs]
+    names = {row.name for row in rows}
+    pairs = [pair for pairs in COMPARISONS.values() for pair in pairs if names & {*pair}]
     served = [name for table in LATER for name in TABLES[table]]
     new = numbers_of(study, rows, pairs, served)
     clean = new.results["commit"].str.fullmatch(r"[0-9a-f]{40}(, then [0-9a-f]{40})*")

@@ -258,7 +258,7 @@ CHOSEN_ON = {  # data set -> the same
         "caser-cd": ("--teach_alpha", "0.3"),
         "caser-small-s-tuned": _TUNED_SMALL,
         "caser-small-rd-tuned": ("--teach_alpha", "3", *_TUNED_SMALL),
-        "caser-small-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED_SMALL),
+        "caser-small-rd-paper-tuned": ("--teach_alpha", "0.3", *_TUNED_SMALL),
         "caser-small-rrd": ("--teach_alpha", "0.1"),
         "caser-small-listwise": ("--teach_alpha", "0.003", *_TUNED_SMALL),
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),

@@ -428,6 +428,20 @@ def test_only_what_is_not_published_is_missing(reproduce, monkeypatch):
     assert reproduce("--missing", "--seeds", 1)[3] == []
 
 
+def test_a_row_can_be_published_without_the_others(reproduce, monkeypatch):
+    written = []
+    monkeypatch.setattr("reproduction.published.changed_files", lambda *_: [])
+    monkeypatch.setattr("reproduction.published.Numbers.read", lambda *_: Numbers.of_lines())
+    monkeypatch.setattr("reproduction.published.Numbers.write", lambda new: written.append(new))
+    for row in ("caser-s", "caser-t"):
+        reproduce.done(row)
+    assert reproduce("--publish", "--row", "caser-s")[0] == 0
+    assert reproduce("--publish")[0] == 0
+    assert [set(numbers.curves["row"]) for numbers in written] == [
+        {"caser-s"}, {"caser-s", "caser-t"}
+    ]  # fmt: skip
+
+
 def test_two_studies_at_once_wait_for_each_other(reproduce, monkeypatch):
     """And the second does not do again what the first has done."""
     reproduce.done("caser-s")
