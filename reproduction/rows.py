@@ -243,10 +243,10 @@ _TUNED = ("--learning_rate", "0.01", "--l2", "1e-4")
 _TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
     "ml-100k": {
-        "caser-rd-tuned": ("--teach_alpha", "10", *_TUNED),
+        "caser-rd-tuned": ("--teach_alpha", "3", *_TUNED),
         "caser-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED),
         "caser-rrd": ("--teach_alpha", "0.003", *_TUNED),
-        "caser-listwise": ("--teach_alpha", "0.3", *_TUNED),
+        "caser-listwise": ("--teach_alpha", "1", *_TUNED),
     },
     "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
     "gowalla-tail": {
