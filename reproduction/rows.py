@@ -244,7 +244,7 @@ _TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
     "ml-100k": {
         "caser-rd-tuned": ("--teach_alpha", "3", *_TUNED),
-        "caser-rd-paper-tuned": ("--teach_alpha", "1", *_TUNED),
+        "caser-rd-paper-tuned": ("--teach_alpha", "0.3", *_TUNED),
         "caser-rrd": ("--teach_alpha", "0.003", *_TUNED),
         "caser-listwise": ("--teach_alpha", "1", *_TUNED),
     },
