@@ -18,9 +18,10 @@ def varied(data_set, row, flag, value):
     changed = dict(
         zip(flag.split(","), value if isinstance(value, tuple) else (value,), strict=True)
     )
-    if all(getattr(now, name) == wanted for name, wanted in changed.items()):
+    changed = {name: to for name, to in changed.items() if getattr(now, name) != to}
+    if not changed:
         return row
-    flags = [word for name, wanted in changed.items() for word in (f"--{name}", str(wanted))]
+    flags = [word for name, to in changed.items() for word in (f"--{name}", str(to))]
     teacher_flags = tuple(flags) if flag == "train_fraction" and row.distilled else ()
     return replace(with_flags(row, *flags), teacher_flags=teacher_flags)
 
@@ -40,10 +41,14 @@ def table_of_grids(numbers, data_set, names=GRIDS):
     set."""
     lines = []
     for name in names:
+        shown = set()
         for flag, values in GRIDS[name].items():
             cells = []
-            for value in values:
-                row = varied(data_set, ROWS[name], flag, value)
+            rows = [varied(data_set, ROWS[name], flag, value) for value in values]
+            if shown.issuperset(rows):
+                continue  # the chosen settings are those that this flag would change to
+            shown.update(rows)
+            for row, value in zip(rows, values, strict=True):
                 curve = numbers.of("curves", data_set=data_set, row=row.name)
                 if len(curve):
                     best = curve.loc[pd.to_numeric(curve["map"]).idxmax()]

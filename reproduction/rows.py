@@ -282,19 +282,23 @@ GRIDS = {
 }
 _PLAIN = (1e-3, 1e-6)  # the plain student's learning rate and L2
 _TUNED_OF = {"caser": (1e-2, 1e-4), "caser-small": (1e-2, 1e-5), "fossil": (1e-3, 1e-4)}  # S, tuned
-GRIDS |= {
-    f"{prefix}-{name}": grid if name == "s-tuned" else {**grid, "learning_rate,l2": (_PLAIN, tuned)}
-    for prefix, tuned in _TUNED_OF.items()
-    for name, grid in (
-        ("s-tuned", {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-                     "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)}),
-        ("rd-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10, 30)}),
-        ("rd-paper-tuned", {"teach_alpha": (0.1, 0.3, 1, 3, 10)}),
-        ("rrd", {"teach_alpha": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
-        ("listwise", {"teach_alpha": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)}),
-        ("cd", {"teach_alpha": (0.01, 0.03, 0.1, 0.3, 1, 3)}),
-    )
-}  # fmt: skip
+_FACTORS = {
+    "rd-tuned": (0.1, 0.3, 1, 3, 10, 30),
+    "rd-paper-tuned": (0.1, 0.3, 1, 3, 10),
+    "rrd": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+    "listwise": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+    "cd": (0.01, 0.03, 0.1, 0.3, 1, 3),
+}
+for prefix, tuned in _TUNED_OF.items():
+    GRIDS[f"{prefix}-s-tuned"] = {
+        "learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        "l2": (1e-7, 1e-6, 1e-5, 1e-4, 1e-3),
+    }
+    for name, factors in _FACTORS.items():
+        grid = {"teach_alpha": factors, "learning_rate,l2": (_PLAIN, tuned)}
+        if prefix == "caser":  # whose choices by the plain two are the defaults of --teach_alpha
+            grid["teach_alpha,learning_rate,l2"] = [(factor, *_PLAIN) for factor in factors]
+        GRIDS[f"{prefix}-{name}"] = grid
 
 
 def setting_of(data_set, row):
