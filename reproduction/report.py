@@ -86,10 +86,13 @@ def table_of_metrics(numbers, data_set, names):
             lines.append([f"{row.title} (paper)", "", "", "", *paper])
         found = numbers.of("results", data_set=data_set, row=name, split="test")
         title = row.title if row else AUTHORS[name]
-        flags = f"`{' '.join(row.flags)}`" if row and row.flags and not row.method else ""
         if len(found):
+            flags = " ".join(row.flags) if row and not row.method else ""
+            if row and row.chosen:  # which another data set has others of
+                flags = found["flags"].iloc[0]
             counts = found["epochs"].iloc[0], mean_and_deviation(found, "map")[2]
             cells = (metric_cell(found, metric) for metric in METRICS)
+            flags = f"`{flags}`" if flags else ""
             lines.append([title, flags, *(counts if not row or row.network else "--"), *cells])
         else:
             missing.append(title)
