@@ -62,7 +62,7 @@ def get_args_parser():
     instead.add_argument(
         "--publish",
         action="store_true",
-        help="add the data set's finished runs to reproduction/*.csv; with --row, its alone",
+        help="add the data set's finished runs to reproduction/*.csv; --row: its and its grid's",
     )
     instead.add_argument("--documents", action="store_true",
                          help="print RESULTS.md, README's numbers, docs/ from them")  # fmt: skip
@@ -134,10 +134,11 @@ def main(argv=None):
     if not study.has_data and not args.dry_run:
         raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
     if args.publish:
-        rows = [*ROWS.values()]
-        rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
-        rows += [row for name in GRIDS for row in grid_rows(args.dataset, name)]
-        rows = [ROWS[args.row]] if args.row else rows
+        names = [args.row] if args.row else [*ROWS]
+        rows = [ROWS[name] for name in names]
+        rows += [row for name in names if name in GRIDS for row in grid_rows(args.dataset, name)]
+        if not args.row:
+            rows += [row for name in FIGURES for row in figure_rows(args.dataset, name)]
         publish(study, {row.name: row for row in rows}.values())
         return 0
     asked = args.table or args.row or args.figure or args.grid
