@@ -247,6 +247,7 @@ CHOSEN_ON = {  # data set -> the same
         "caser-rd-paper-tuned": ("--teach_alpha", "0.3", *_TUNED),
         "caser-rrd": ("--teach_alpha", "0.003", *_TUNED),
         "caser-listwise": ("--teach_alpha", "1", *_TUNED),
+        "caser-cd": ("--teach_alpha", "0.3"),
     },
     "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
     "gowalla-tail": {
