@@ -46,7 +46,7 @@ def table_of_grids(numbers, data_set, names=GRIDS):
             cells = []
             rows = [varied(data_set, ROWS[name], flag, value) for value in values]
             if shown.issuperset(rows):
-                continue  # the chosen settings are those that this flag would change to
+                continue  # they are those of another line
             shown.update(rows)
             for row, value in zip(rows, values, strict=True):
                 curve = numbers.of("curves", data_set=data_set, row=row.name)

@@ -225,8 +225,8 @@ SETTINGS = {
         ("bpr", "teacher"): Setting(200, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
     },
 }
-# Row.chosen -> the flags that it has beside its Setting's: on any data set (ml-100k's choices,
-# which are the defaults of --teach_alpha as well), and on some.
+# Row.chosen -> the flags that it has beside its Setting's: on any data set (what ml-100k chose by
+# the plain student's learning rate and L2: the defaults of --teach_alpha as well), and on some.
 CHOSEN = {
     f"{prefix}-{name}": flags
     for prefix, *_ in LATER_STUDENTS.values()
