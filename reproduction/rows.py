@@ -266,7 +266,7 @@ CHOSEN_ON = {  # data set -> the same
         "fossil-rd-tuned": ("--teach_alpha", "10"),
         "fossil-rd-paper-tuned": ("--teach_alpha", "3"),
         "fossil-rrd": ("--teach_alpha", "3"),
-        "fossil-listwise": ("--teach_alpha", "0.3", "--l2", "1e-4"),
+        "fossil-listwise": ("--teach_alpha", "0.1", "--l2", "1e-4"),
         "fossil-cd": ("--teach_alpha", "0.3"),
     },
 }
