@@ -261,7 +261,7 @@ CHOSEN_ON = {  # data set -> the same
         "caser-small-rd-tuned": ("--teach_alpha", "3", *_TUNED_SMALL),
         "caser-small-rd-paper-tuned": ("--teach_alpha", "0.3", *_TUNED_SMALL),
         "caser-small-rrd": ("--teach_alpha", "0.1"),
-        "caser-small-listwise": ("--teach_alpha", "0.003", *_TUNED_SMALL),
+        "caser-small-listwise": ("--teach_alpha", "0.001", *_TUNED_SMALL),
         "fossil-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-4"),
         "fossil-rd-tuned": ("--teach_alpha", "10"),
         "fossil-rd-paper-tuned": ("--teach_alpha", "3"),
