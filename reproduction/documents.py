@@ -70,7 +70,8 @@ not known.
 
 Every seed's line is in [reproduction/results.csv](reproduction/results.csv). How the runs are made:
 [docs/method.md](docs/method.md). They ran on two shared cores of an Intel Xeon (family 6, model
-207), those of "1 or 2" threads on two of an AMD EPYC:
+207), those of "1 or 2" threads, and the later losses' that docs/method.md names, on two of an AMD
+EPYC, which rounds otherwise:
 
 {{sources}}
 
@@ -208,10 +209,9 @@ def headline_table(numbers):
         "caser-t": ": the teacher",
         "caser-s": ": the student alone",
         "caser-rd": ": the student, distilled",
-        "caser-small-cd": ": d=20",
     }
     papers = ("caser-t", "caser-s", "caser-rd", "fossil-t", "fossil-s", "fossil-rd")
-    later = ("caser-s-tuned", "caser-rrd", "caser-listwise", "caser-cd", "caser-small-cd")
+    later = ("caser-s-tuned", "caser-rd-tuned", "caser-rrd", "caser-listwise", "caser-cd")
     later_of_fossil = ("fossil-s-tuned", "fossil-cd")
     lines = []
     for name in (*papers, *later, *later_of_fossil):

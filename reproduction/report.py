@@ -36,10 +36,10 @@ POPULARITY = {
 }
 LATER_NOTE = (
     "Factors, and the tuned S's learning rate and L2, are what a search on the data set chose"
-    " (--grid); a method has this learning rate and L2 where they are better for it than the plain"
-    " S's. ml-1m has ml-100k's first factors and the plain S's settings. A share where the gap's"
-    " 95% interval is above 0. Seconds of the fastest seed, with whatever ran beside; - where there"
-    " is no list, or its time is not known. Steps side by side: docs/speed.md."
+    " (--grid); a method has the tuned S's learning rate and L2 where its flags say so, else the"
+    " plain S's. ml-1m has the default factors and the plain S's settings. A share where the gap's"
+    " 95% interval is above 0. Seconds of the fastest seed, with whatever ran beside, which compare"
+    " no methods: docs/speed.md does, step by step. - where there is no list, or no time is known."
 )
 PAPERS_GOWALLA = {"users": "13149", "items": "14009", "rows": "535650"}
 PAPERS_PARAMETERS = {  # Table 3
