@@ -134,7 +134,7 @@ def main(argv=None):
     if not study.has_data and not args.dry_run:
         raise UserError(f"datasets/{args.dataset}: not there, so no result is of it; see --dry_run")
     if args.publish:
-        names = [args.row] if args.row else [*ROWS]
+        names = names_meant(args.row or "all", ROWS)
         rows = [ROWS[name] for name in names]
         rows += [row for name in names if name in GRIDS for row in grid_rows(args.dataset, name)]
         if not args.row:

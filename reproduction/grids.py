@@ -15,10 +15,8 @@ def varied(data_set, row, flag, value):
     where that is its value anyway. flag, value: or "flag,flag" and a tuple of their values."""
     setting = setting_of(data_set, row)
     now = parsed(row, ("--d", str(setting.d), *setting.flags, *row.flags))
-    changed = dict(
-        zip(flag.split(","), value if isinstance(value, tuple) else (value,), strict=True)
-    )
-    changed = {name: to for name, to in changed.items() if getattr(now, name) != to}
+    wanted = zip(flag.split(","), value if isinstance(value, tuple) else (value,), strict=True)
+    changed = {name: to for name, to in wanted if getattr(now, name) != to}
     if not changed:
         return row
     flags = [word for name, to in changed.items() for word in (f"--{name}", str(to))]

@@ -225,13 +225,17 @@ SETTINGS = {
         ("bpr", "teacher"): Setting(200, 200, ("--learning_rate", "0.001", "--l2", "1e-6"))
     },
 }
+# Learning rate and L2 that were chosen for the student alone.
+_AS_PLAIN = ("--learning_rate", "0.001", "--l2", "1e-6")
+_TUNED = ("--learning_rate", "0.01", "--l2", "1e-4")
+_TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 # Row.chosen -> the flags that it has beside its Setting's: on any data set (what ml-100k chose by
 # the plain student's learning rate and L2: the defaults of --teach_alpha as well), and on some.
 CHOSEN = {
     f"{prefix}-{name}": flags
     for prefix, *_ in LATER_STUDENTS.values()
     for name, flags in (
-        ("s-tuned", ("--learning_rate", "0.01", "--l2", "1e-4")),
+        ("s-tuned", _TUNED),
         ("rd-tuned", ("--teach_alpha", "1")),
         ("rd-paper-tuned", ("--teach_alpha", "1")),
         ("rrd", ("--teach_alpha", "0.03")),
@@ -239,8 +243,6 @@ CHOSEN = {
         ("cd", ("--teach_alpha", "1")),
     )
 }
-_TUNED = ("--learning_rate", "0.01", "--l2", "1e-4")
-_TUNED_SMALL = ("--learning_rate", "0.01", "--l2", "1e-5")
 CHOSEN_ON = {  # data set -> the same
     "ml-100k": {
         "caser-rd-tuned": ("--teach_alpha", "3", *_TUNED),
@@ -249,9 +251,9 @@ CHOSEN_ON = {  # data set -> the same
         "caser-listwise": ("--teach_alpha", "1", *_TUNED),
         "caser-cd": ("--teach_alpha", "0.3"),
     },
-    "ml-1m": {"caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6")},
+    "ml-1m": {"caser-s-tuned": _AS_PLAIN},
     "gowalla-tail": {
-        "caser-s-tuned": ("--learning_rate", "0.001", "--l2", "1e-6"),
+        "caser-s-tuned": _AS_PLAIN,
         "caser-rd-tuned": ("--teach_alpha", "3"),
         "caser-rd-paper-tuned": ("--teach_alpha", "0.3"),
         "caser-rrd": ("--teach_alpha", "0.01"),
